@@ -1,0 +1,1 @@
+"""The HTTP processes: text in, text out. Tokenizes, submits to the engine over ipc, detokenizes and streams."""
