@@ -29,7 +29,7 @@ class StartedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledRequest:
-    """One request's share of a step: compute the KV of positions [num_computed_tokens, num_computed_tokens + num_new_tokens)."""
+    """One request's share of a step: `num_new_tokens` positions from `num_computed_tokens` on get their KV."""
 
     slot: int
     num_computed_tokens: int

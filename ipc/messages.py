@@ -20,7 +20,7 @@ PROTOCOL_VERSION = 1
 HEARTBEAT_INTERVAL_S = 1.0
 """Both sides send a heartbeat this often; whatever arrives counts as one."""
 LEASE_TIMEOUT_S = 5.0
-"""A side that was silent for this long is taken for dead: the engine reaps a frontend's requests, a frontend fails its streams."""
+"""A side that was silent for this long is taken for dead: the engine reaps the frontend's requests, a frontend is not ready."""
 
 
 class FinishReason(enum.IntEnum):

@@ -52,7 +52,9 @@ class Server:
         status, text = self.get("/metrics")
         assert status == 200, text
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        lines = [line for line in text.splitlines() if line.startswith((name + "{", name + " ")) and all(w in line for w in wanted)]
+        lines = [
+            line for line in text.splitlines() if line.startswith((name + "{", name + " ")) and all(w in line for w in wanted)
+        ]
         assert lines, f"no sample of {name} in\n{text}"
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 

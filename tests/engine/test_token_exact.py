@@ -118,7 +118,9 @@ def test_the_second_time_the_prompt_comes_from_the_prefix_cache(checkpoint: Call
     assert [result.num_cached_tokens for result in second] == [(length - 1) // 16 * 16 for length in PROMPT_LENGTHS]
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0.8, "top_p": 0.9}, {"temperature": 1.3, "top_k": 7, "frequency_penalty": 0.4}])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.8, "top_p": 0.9}, {"temperature": 1.3, "top_k": 7, "frequency_penalty": 0.4}]
+)
 def test_a_seeded_request_gets_the_same_tokens_alone_and_in_any_batch(
     sampling: dict[str, Any], checkpoint: Callable[[str], Path]
 ) -> None:
