@@ -1,4 +1,4 @@
-"""`penstock serve` with the demo model, asked by the official openai client: what a user sees, over real processes and sockets."""
+"""`penstock serve` with the demo model, asked by the official openai client: what a user sees, over real processes."""
 
 from __future__ import annotations
 

@@ -20,12 +20,16 @@ from tests.toy_model import make_toy_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
+def ask(server: Server, **request: Any) -> urllib.request.Request:
+    """A streamed completion, not yet sent."""
+    body = json.dumps({"model": "toy", "stream": True, "max_tokens": 64, "ignore_eos": True, **request}).encode()
+    return urllib.request.Request(server.url + "/v1/completions", body, {"Content-Type": "application/json"})
+
+
 def stream(server: Server, **request: Any) -> tuple[list[dict[str, Any]], bool]:
     """The events of a streamed completion, and whether [DONE] came."""
-    body = json.dumps({"model": "toy", "stream": True, "max_tokens": 64, "ignore_eos": True, **request}).encode()
-    asked = urllib.request.Request(server.url + "/v1/completions", body, {"Content-Type": "application/json"})
     events, done = [], False
-    with urllib.request.urlopen(asked, timeout=60) as response:
+    with urllib.request.urlopen(ask(server, **request), timeout=60) as response:
         for line in response:
             data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
             done = done or data == b"[DONE]"
