@@ -1,0 +1,161 @@
+"""The only door to the arithmetic of a step: one typed function per operation, for CPU and CUDA tensors alike.
+
+Hot operations take tensors and host integers and never wait for the device. The twins in `reference_*` state what each computes.
+Letters in shapes: T tokens, R requests, N rows of logits, H heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference_attention, reference_layers, reference_sampling
+from .attention_batch import AttentionBatch
+
+__all__ = [
+    "AttentionBatch",
+    "add_rms_norm",
+    "add_to_logits",
+    "apply_penalties",
+    "argmax",
+    "count_tokens",
+    "gumbel_noise",
+    "logit_thresholds",
+    "make_kv_cache",
+    "paged_attention",
+    "rms_norm",
+    "rope_and_cache",
+    "sample_gumbel",
+    "silu_mul",
+    "top_logprobs",
+]
+
+
+def make_kv_cache(
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(k_cache, v_cache) of one layer, zeroed, each [num_blocks, num_kv_heads, block_size, head_dim].
+
+    One head's part of a block is contiguous, so that a kernel reads it as one piece.
+    """
+    shape = (num_blocks, num_kv_heads, block_size, head_dim)
+    return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    x [..., n] of any float dtype, weight [n] of the same; the result has x's shape and dtype.
+    """
+    return reference_layers.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual); x and residual [T, n] of one dtype."""
+    return reference_layers.add_rms_norm(x, residual, weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up for gate_up [T, 2 * I], gate in the first half; returns [T, I] (SwiGLU, arXiv 2002.05202)."""
+    return reference_layers.silu_mul(gate_up)
+
+
+def rope_and_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    kv_slots: Tensor,
+    q_norm_weight: Tensor | None = None,
+    k_norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Norms q and k per head where weights [D] are given, rotates both, writes k and v into the cache; returns the rotated q.
+
+    q [T, Hq, D]; k, v [T, Hkv, D]; positions int64 [T], all below cos_sin's rows; cos_sin float32 [max_positions, D] = cosines (D / 2)
+    then sines, pairs (i, i + D / 2) as in GPT-NeoX (RoPE, arXiv 2104.09864); caches as made by make_kv_cache; kv_slots int64 [T].
+    """
+    return reference_layers.rope_and_cache(
+        q, k, v, positions, cos_sin, k_cache, v_cache, kv_slots, q_norm_weight, k_norm_weight, eps
+    )
+
+
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+) -> Tensor:
+    """Causal attention of every new token to its request's context, q [T, Hq, D] -> [T, Hq, D] in q's dtype.
+
+    Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in float32.
+    """
+    return reference_attention.paged_attention(q, k_cache, v_cache, batch, scale, window)
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise float32 [N, vocab_size], a function of (seed, output position, token id) and of nothing else.
+
+    Philox4x32-10 with the seed as key (low word first) and the counter (token id // 4, position, 0, 0); a token takes word
+    (token id % 4). seeds int64 [N], >= 0; positions int [N], 0 .. 2**32 - 1.
+    """
+    return reference_sampling.gumbel_noise(seeds, positions, vocab_size)
+
+
+def logit_thresholds(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The lowest tempered logit (logits / temperature) that min_p, then top_k, then top_p keep; float32 [N].
+
+    min_p keeps tokens at least min_p times as likely as the likeliest; top_k the k likeliest; top_p (arXiv 1904.09751) of what is left the
+    fewest likeliest whose share reaches p. Tokens that tie with the last one kept are kept. logits float32 [N, V] with at least
+    one finite value per row; temperatures float32 > 0, top_k int32 (0 is off), top_p float32 (1 is off), min_p float32 (0 is off), all [N].
+    """
+    return reference_sampling.logit_thresholds(logits, temperatures, top_k, top_p, min_p)
+
+
+def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
+    """One token per row from softmax(logits / temperature) restricted to tempered logits >= threshold; int64 [N].
+
+    The argmax of tempered logits plus gumbel_noise (Gumbel-max, e.g. arXiv 1611.01144). logits float32 [N, V]; the rest [N].
+    """
+    return reference_sampling.sample_gumbel(logits, temperatures, thresholds, seeds, positions)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The likeliest token per row of float32 [N, V], the lowest id among equals; int64 [N]."""
+    return logits.argmax(dim=1)
+
+
+def apply_penalties(
+    logits: Tensor,
+    rows: Tensor,
+    token_counts: Tensor,
+    count_rows: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Penalizes rows [n] of logits float32 [N, V] in place: repetition (CTRL, arXiv 1909.05858), then frequency, then presence.
+
+    token_counts int32 [C, V] holds 2 * (times in the output) + (1 if in the prompt); logits row rows[i] uses counts row count_rows[i]. Both
+    int64 [n], no row twice; the penalties float32 [n]. Repetition regards prompt and output, the others the output alone.
+    """
+    reference_sampling.apply_penalties(logits, rows, token_counts, count_rows, repetition, frequency, presence)
+
+
+def count_tokens(token_counts: Tensor, count_rows: Tensor, token_ids: Tensor) -> None:
+    """Notes one more output token per row in token_counts (see apply_penalties); both int64 [n], no row twice."""
+    token_counts[count_rows, token_ids] += 2
+
+
+def add_to_logits(logits: Tensor, rows: Tensor, token_ids: Tensor, values: Tensor) -> None:
+    """logits[rows[i], token_ids[i]] += values[i] in place: bias, and -inf for forbidden tokens. No pair twice; all [n]."""
+    logits[rows, token_ids] += values
+
+
+def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-softmax of float32 logits [N, V] at token_ids int64 [N] and at the num_top likeliest tokens.
+
+    Returns ids int32 [N, 1 + num_top] (the token itself first, the others in falling order), their logprobs float32 of the same shape, and
+    ranks int32 [N] (1 + number of likelier tokens).
+    """
+    return reference_sampling.top_logprobs(logits, token_ids, num_top)

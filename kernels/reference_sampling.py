@@ -1,0 +1,104 @@
+"""Plain-PyTorch twins of sampling: keyed noise, filters as thresholds, penalties, log-probabilities.
+
+Nothing here depends on what else is in the batch: a row's token is a function of its logits, parameters, seed and position.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_LOW_32_BITS = 0xFFFFFFFF
+_NUM_ROUNDS = 10
+
+
+def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011).
+
+    Four counter words and two key words, int64 tensors of values 0 .. 2**32 - 1 that broadcast; returns four such words. The order
+    of words is that of Random123 and of Triton's `tl.philox`.
+    """
+    c0, c1, c2, c3 = counters
+    k0, k1 = keys
+    for _ in range(_NUM_ROUNDS):
+        # A 64-bit product may wrap into the sign; its bits are right all the same.
+        product_a, product_b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = ((product_b >> 32) & _LOW_32_BITS) ^ c1 ^ k0
+        c2 = ((product_a >> 32) & _LOW_32_BITS) ^ c3 ^ k1
+        c1, c3 = product_b & _LOW_32_BITS, product_a & _LOW_32_BITS
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW_32_BITS, (k1 + _KEY_STEPS[1]) & _LOW_32_BITS
+    return c0, c1, c2, c3
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """See ops.gumbel_noise."""
+    device = seeds.device
+    quads = torch.arange((vocab_size + 3) // 4, device=device).unsqueeze(0)
+    zero = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    counters = (quads, positions.long().unsqueeze(1), zero, zero)
+    keys = ((seeds & _LOW_32_BITS).unsqueeze(1), ((seeds >> 32) & _LOW_32_BITS).unsqueeze(1))
+    words = torch.stack(philox(counters, keys), dim=-1).flatten(1)[:, :vocab_size]
+    # The likeliest winner has the smallest exponential: log1p keeps full precision there, where log(u) near 1 has none.
+    uniform = ((words.float() + 0.5) * 2.0**-32).clamp_max(1.0 - 2.0**-24)
+    return -torch.log(-torch.log1p(-uniform))
+
+
+def logit_thresholds(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """See ops.logit_thresholds."""
+    vocab_size = logits.shape[1]
+    tempered = logits / temperatures.unsqueeze(1)
+    ordered = tempered.sort(dim=1, descending=True).values
+    highest = ordered[:, :1]
+    thresholds = highest + min_p.unsqueeze(1).log()  # log(0) = -inf: min_p is off
+    last = torch.where(top_k > 0, top_k.clamp_max(vocab_size), vocab_size).long().unsqueeze(1) - 1
+    thresholds = torch.maximum(thresholds, ordered.gather(1, last))
+    kept = ordered >= thresholds
+    weights = torch.where(kept, (ordered - highest).exp(), 0.0)
+    mass_before = weights.cumsum(1) - weights
+    needed = kept & (mass_before < top_p.unsqueeze(1) * weights.sum(1, keepdim=True))
+    needed[:, 0] = True
+    nucleus = ordered.gather(1, needed.sum(1, keepdim=True) - 1)
+    thresholds = torch.where(top_p.unsqueeze(1) < 1.0, torch.maximum(thresholds, nucleus), thresholds)
+    return thresholds.squeeze(1)
+
+
+def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
+    """See ops.sample_gumbel."""
+    tempered = logits / temperatures.unsqueeze(1)
+    noisy = tempered + gumbel_noise(seeds, positions, logits.shape[1])
+    if thresholds is not None:
+        noisy.masked_fill_(tempered < thresholds.unsqueeze(1), -torch.inf)
+    return noisy.argmax(dim=1)
+
+
+def apply_penalties(
+    logits: Tensor,
+    rows: Tensor,
+    token_counts: Tensor,
+    count_rows: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """See ops.apply_penalties."""
+    counts = token_counts.index_select(0, count_rows)
+    penalized = logits.index_select(0, rows)
+    divided = torch.where(penalized > 0, penalized / repetition.unsqueeze(1), penalized * repetition.unsqueeze(1))
+    penalized = torch.where(counts != 0, divided, penalized)
+    num_output = counts >> 1
+    penalized -= frequency.unsqueeze(1) * num_output
+    penalized -= presence.unsqueeze(1) * (num_output > 0)
+    logits.index_copy_(0, rows, penalized)
+
+
+def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See ops.top_logprobs."""
+    logprobs = torch.log_softmax(logits, dim=1)
+    chosen = token_ids.unsqueeze(1)
+    chosen_logprobs = logprobs.gather(1, chosen)
+    ranks = (logprobs > chosen_logprobs).sum(1) + 1
+    top = logprobs.topk(num_top, dim=1)
+    ids = torch.cat((chosen, top.indices), dim=1)
+    return ids.int(), torch.cat((chosen_logprobs, top.values), dim=1), ranks.int()
