@@ -1,0 +1,110 @@
+"""One request's tokens to text as they arrive, up to its stop strings; constant work per token.
+
+With `shown` the text of the prompt without a character it leaves unfinished, the deltas and `finish()` add up so that
+`shown + joined == tokenizer.decode(prompt + output)`. So the first output token keeps the leading space that SentencePiece
+vocabularies drop at the start of a text, unless the prompt shows nothing (a beginning-of-text token alone). Incomplete
+characters are held back and appear as U+FFFD only where a later token or `finish()` settles that they never get complete.
+
+An end-of-sequence or stop token that ended the request is the caller's to leave out.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .stop_strings import StopMatcher
+from .tokenizer import PieceReader, Tokenizer
+
+_MAX_CHARACTER_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What a push yields."""
+
+    text: str
+    """Text that is final and was not given out before."""
+    num_tokens_used: int
+    """Of the pushed tokens: all, or those up to and with the one that completed a stop string."""
+    stop_string: str | None
+    """The stop string that ended the text; whatever comes after it is dropped."""
+
+
+class Detokenizer:
+    """The text of one request's output. Raises ValueError for an empty stop string."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
+    ) -> None:
+        """`include_stop` keeps the stop string in the text; stop strings within the first `min_tokens` tokens do not count."""
+        self._include_stop = include_stop
+        self._matcher = StopMatcher(stop) if stop else None
+        self._num_unmatched_tokens = min_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        tail = _last_bytes(tokenizer, prompt_token_ids, skip_special_tokens)
+        self._utf8.decode(tail)
+        self._pieces = PieceReader(tokenizer, skip_special_tokens=skip_special_tokens, at_start=not tail)
+        self._held = ""
+        self._stop_string: str | None = None
+
+    def push(self, token_ids: Sequence[int]) -> TextDelta:
+        """The text that is certain after these tokens. After a stop string was found nothing is used any more."""
+        if self._has_stopped():
+            return TextDelta(text="", num_tokens_used=0, stop_string=self._stop_string)
+        text = ""
+        for num_used, token_id in enumerate(token_ids, start=1):
+            text += self._match(self._utf8.decode(self._pieces.read(token_id)))
+            if self._has_stopped():
+                return TextDelta(text=text, num_tokens_used=num_used, stop_string=self._stop_string)
+        return TextDelta(text=text, num_tokens_used=len(token_ids), stop_string=None)
+
+    def finish(self) -> str:
+        """What was held back: the beginning of a stop string that did not come, an incomplete character as U+FFFD."""
+        if self._has_stopped():
+            return ""  # an unfinished character came after the stop string
+        rest = self._held + self._utf8.decode(b"", final=True)
+        self._held = ""
+        return rest
+
+    def _has_stopped(self) -> bool:
+        return self._stop_string is not None
+
+    def _match(self, text: str) -> str:
+        """What may be given out after one more token, whose text this is."""
+        if self._matcher is None:
+            return text
+        if self._num_unmatched_tokens > 0:
+            self._num_unmatched_tokens -= 1
+            return text
+        match = self._matcher.feed(text)
+        if match is not None:
+            self._stop_string = match.stop
+            read = self._held + text[: match.end]
+            self._held = ""
+            return read if self._include_stop else read[: len(read) - len(match.stop)]
+        if self._include_stop:
+            return text
+        read = self._held + text
+        num_certain = len(read) - self._matcher.num_pending_chars
+        self._held = read[num_certain:]
+        return read[:num_certain]
+
+
+def _last_bytes(tokenizer: Tokenizer, token_ids: Sequence[int], skip_special_tokens: bool) -> bytes:
+    """The end of the prompt's bytes: enough to hold an unfinished character, empty only if the prompt shows nothing."""
+    reader = PieceReader(tokenizer, skip_special_tokens=skip_special_tokens, at_start=False)
+    tail = b""
+    for token_id in reversed(token_ids):
+        tail = reader.read(token_id) + tail
+        if len(tail) >= _MAX_CHARACTER_BYTES:
+            break
+    return tail
