@@ -11,6 +11,7 @@ An end-of-sequence or stop token that ended the request is the caller's to leave
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,8 @@ class Detokenizer:
         tail = _last_bytes(tokenizer, prompt_token_ids, skip_special_tokens)
         self._utf8.decode(tail)
         self._pieces = PieceReader(tokenizer, skip_special_tokens=skip_special_tokens, at_start=not tail)
-        self._held = ""
+        self._held: deque[str] = deque()  # the end of the text, where a stop string may have begun
+        self._num_held_chars = 0
         self._stop_string: str | None = None
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
@@ -71,9 +73,7 @@ class Detokenizer:
         """What was held back: the beginning of a stop string that did not come, an incomplete character as U+FFFD."""
         if self._has_stopped():
             return ""  # an unfinished character came after the stop string
-        rest = self._held + self._utf8.decode(b"", final=True)
-        self._held = ""
-        return rest
+        return "".join(self._held) + self._utf8.decode(b"", final=True)
 
     def _has_stopped(self) -> bool:
         return self._stop_string is not None
@@ -88,15 +88,24 @@ class Detokenizer:
         match = self._matcher.feed(text)
         if match is not None:
             self._stop_string = match.stop
-            read = self._held + text[: match.end]
-            self._held = ""
-            return read if self._include_stop else read[: len(read) - len(match.stop)]
+            text = text[: match.end]
         if self._include_stop:
             return text
-        read = self._held + text
-        num_certain = len(read) - self._matcher.num_pending_chars
-        self._held = read[num_certain:]
-        return read[:num_certain]
+        self._held.append(text)
+        self._num_held_chars += len(text)
+        return self._release(len(match.stop) if match is not None else self._matcher.num_pending_chars)
+
+    def _release(self, num_kept_chars: int) -> str:
+        """Takes from what is held all but its last characters."""
+        released = []
+        while self._num_held_chars > num_kept_chars:
+            chunk = self._held.popleft()
+            cut = min(len(chunk), self._num_held_chars - num_kept_chars)
+            released.append(chunk[:cut])
+            self._num_held_chars -= cut
+            if cut < len(chunk):
+                self._held.appendleft(chunk[cut:])
+        return "".join(released)
 
 
 def _last_bytes(tokenizer: Tokenizer, token_ids: Sequence[int], skip_special_tokens: bool) -> bytes:

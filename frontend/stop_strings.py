@@ -8,19 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-
-@dataclass(slots=True)
-class _Node:
-    """A prefix of some stop string."""
-
-    depth: int
-    next: dict[str, _Node] = field(default_factory=dict)
-    fallback: _Node | None = None
-    """The longest proper suffix of this prefix that is a prefix too; None at the root."""
-    match: str | None = None
-    """The longest stop string that this prefix ends with."""
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +26,68 @@ class StopMatcher:
     def __init__(self, stop: Sequence[str]) -> None:
         if not all(stop):
             raise ValueError("a stop string must not be empty")
-        self._root = _build(stop)
-        self._node = self._root
+        self._states = _States(stop)
+        self._state = 0
 
     @property
     def num_pending_chars(self) -> int:
         """Length of the longest end of the text so far that a stop string may begin with."""
-        return self._node.depth
+        return self._states.depth[self._state]
 
     def feed(self, text: str) -> StopMatch | None:
         """Reads on; on a match the rest of `text` is not read."""
-        node = self._node
+        states, state = self._states, self._state
         for index, char in enumerate(text):
-            while char not in node.next and node.fallback is not None:
-                node = node.fallback
-            node = node.next.get(char, node)
-            if node.match is not None:
-                self._node = node
-                return StopMatch(stop=node.match, end=index + 1)
-        self._node = node
+            state = states.after(state, char)
+            stop = states.match[state]
+            if stop is not None:
+                self._state = state
+                return StopMatch(stop=stop, end=index + 1)
+        self._state = state
         return None
 
 
-def _build(stop: Sequence[str]) -> _Node:
-    root = _Node(depth=0)
-    for text in stop:
-        node = root
-        for char in text:
-            node = node.next.setdefault(char, _Node(depth=node.depth + 1))
-        node.match = text
-    queue = deque(root.next.values())
-    for child in root.next.values():
-        child.fallback = root
-    while queue:
-        node = queue.popleft()
-        for char, child in node.next.items():
-            fallback = node.fallback
-            while fallback is not None and char not in fallback.next:
-                fallback = fallback.fallback
-            child.fallback = root if fallback is None else fallback.next[char]
-            child.match = child.match or child.fallback.match
-            queue.append(child)
-    return root
+class _States:
+    """One state for every prefix of a stop string, numbered in parallel lists; 0 is the empty prefix."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.next: list[dict[str, int]] = [{}]
+        """The prefix that is one character longer."""
+        self.depth = [0]
+        """The prefix's length."""
+        self.match: list[str | None] = [None]
+        """The longest stop string that the prefix ends with."""
+        self.fallback = [0]
+        """The longest proper end of the prefix that is a prefix too."""
+        for text in stop:
+            self._add(text)
+        self._link()
+
+    def after(self, state: int, char: str) -> int:
+        """The state after one more character."""
+        while char not in self.next[state]:
+            if state == 0:
+                return 0
+            state = self.fallback[state]
+        return self.next[state][char]
+
+    def _add(self, stop: str) -> None:
+        state = 0
+        for char in stop:
+            if char not in self.next[state]:
+                self.next[state][char] = len(self.next)
+                self.next.append({})
+                self.depth.append(self.depth[state] + 1)
+                self.match.append(None)
+                self.fallback.append(0)
+            state = self.next[state][char]
+        self.match[state] = stop
+
+    def _link(self) -> None:
+        queue = deque(self.next[0].values())  # breadth first: what a state falls back to is shorter and already linked
+        while queue:
+            state = queue.popleft()
+            for char, child in self.next[state].items():
+                self.fallback[child] = self.after(self.fallback[state], char)
+                self.match[child] = self.match[child] or self.match[self.fallback[child]]
+                queue.append(child)
