@@ -1,0 +1,197 @@
+"""The command line: `penstock serve`, its parts `engine` and `frontend`, and `info`.
+
+Parses, and hands over to what runs the command; the processes' modules are imported only then. Exit codes: 0 after Ctrl-C or
+SIGTERM too, 2 for a command that was not understood or cannot work as asked, with one line on stderr that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from . import __version__, flag_values
+from .flags import (
+    USAGE_ERROR,
+    Parser,
+    add_engine_flags,
+    add_http_flags,
+    add_model_flags,
+    did_you_mean,
+    engine_config,
+    frontend_config,
+)
+from .serve import API_KEY_VARIABLE, ServeConfig, serve
+from .vllm_flags import add_vllm_flags
+
+USAGE = """\
+usage: penstock COMMAND [MODEL] [flags]
+
+Penstock serves open-weight language models over OpenAI's API.
+
+commands:
+  serve      the whole server: an engine and its frontends on one port
+  engine     the engine alone
+  frontend   one frontend alone
+  info       versions, devices and the memory plan of a model
+
+`penstock COMMAND --help` lists the flags of a command, `penstock --version` says which Penstock this is.
+MODEL is a Hugging Face id or a local directory; without one the bundled demo model is served.
+"""
+VLLM_NOTE = "Flags of vLLM that have no effect here are accepted with a warning."
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command that the arguments (without the program's name) ask for; returns its exit code."""
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "serve": _serve,
+        "engine": _engine,
+        "frontend": _frontend,
+        "info": _info,
+    }
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else USAGE_ERROR
+    if command in ("-V", "--version", "version"):
+        print(f"penstock {__version__}")
+        return 0
+    if command not in commands:
+        meant = ", did you mean penstock serve?" if command.startswith("-") else did_you_mean(command, list(commands))
+        say(f"error: there is no command {command}{meant} (see penstock --help)")
+        return USAGE_ERROR
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    return commands[command](arguments[1:])
+
+
+def say(line: str) -> None:
+    """Prints a line for the person who started the command."""
+    print(f"penstock: {line}", file=sys.stderr, flush=True)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Until a process handles signals by itself it has nothing to finish."""
+    raise SystemExit(0)
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from .listener import ListenError, listen
+
+    parser = Parser("penstock serve", "Serves a model over OpenAI's API: an engine and its frontends on one port.", VLLM_NOTE)
+    add_model_flags(parser)
+    add_http_flags(parser)
+    parser.add_argument(
+        "--frontends",
+        "--api-server-count",
+        type=flag_values.process_count,
+        default=1,
+        metavar="N",
+        help="HTTP processes (default: 1)",
+    )
+    add_engine_flags(parser)
+    add_vllm_flags(parser)
+    flags = parser.parse(arguments)
+    with _new_socket_dir() as socket_dir:
+        config = ServeConfig(
+            engine=engine_config(parser, flags, socket_dir),
+            frontend=frontend_config(parser, flags, socket_dir, os.environ.get(API_KEY_VARIABLE, "")),
+            num_frontends=flags.frontends,
+        )
+        _warn(flags)
+        try:
+            listener = listen(config.frontend.host, config.frontend.port)
+        except ListenError as error:
+            say(f"error: {error}")
+            return USAGE_ERROR
+        with listener:
+            return serve(config, listener, os.environ, say)
+
+
+def _engine(arguments: Sequence[str]) -> int:
+    parser = Parser("penstock engine", "Runs the engine alone; frontends of the same --socket-dir find it.", VLLM_NOTE)
+    add_model_flags(parser)
+    add_engine_flags(parser)
+    _add_process_flags(parser)
+    add_vllm_flags(parser)
+    flags = parser.parse(arguments)
+    config = engine_config(parser, flags, flags.socket_dir)
+    _warn(flags)
+    _prepare_process(flags)
+    from .engine.main import run
+
+    return run(config)
+
+
+def _frontend(arguments: Sequence[str]) -> int:
+    parser = Parser("penstock frontend", "Runs one frontend alone; it finds the engine of the same --socket-dir.")
+    add_http_flags(parser)
+    _add_process_flags(parser)
+    parser.add_argument("--name", help="told apart in logs and metrics (default: frontend)")
+    parser.add_argument(
+        "--listen-fd", type=int, metavar="FD", help="an inherited listening socket, in place of --host and --port"
+    )
+    flags = parser.parse(arguments)
+    config = frontend_config(parser, flags, flags.socket_dir, os.environ.get(API_KEY_VARIABLE, ""))
+    _prepare_process(flags)
+    from .frontend.main import run
+
+    return run(config)
+
+
+def _info(arguments: Sequence[str]) -> int:
+    parser = Parser("penstock info", "Says which versions and devices there are, and how a model would fit.", VLLM_NOTE)
+    add_model_flags(parser)
+    add_engine_flags(parser)
+    add_vllm_flags(parser)
+    flags = parser.parse(arguments)
+    config = engine_config(parser, flags, None)
+    _warn(flags)
+    from .info import run
+
+    return run(config)
+
+
+def _warn(flags: argparse.Namespace) -> None:
+    for warning in flags.warnings:
+        say(f"warning: {warning}")
+
+
+def _add_process_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--socket-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="private directory of the sockets (mode 0700), made where it is missing",
+    )
+    parser.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
+
+
+def _prepare_process(flags: argparse.Namespace) -> None:
+    """What a process needs before it starts: an end together with its supervisor, and the directory of sockets."""
+    if flags.parent_pid is not None:
+        from .processes import die_with_parent
+
+        die_with_parent(flags.parent_pid)
+    try:
+        flags.socket_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"error: --socket-dir {flags.socket_dir}: {error.strerror}")
+        raise SystemExit(USAGE_ERROR) from None
+
+
+@contextlib.contextmanager
+def _new_socket_dir() -> Iterator[Path]:
+    from .ipc.sockets import make_socket_dir
+
+    directory = make_socket_dir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

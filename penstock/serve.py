@@ -1,0 +1,73 @@
+"""`penstock serve`: one engine and N frontends on one port, under a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from .engine.config import EngineConfig
+from .flags import engine_arguments, frontend_arguments
+from .frontend.config import FrontendConfig
+from .listener import is_public, server_url
+from .processes import ChildCommand
+from .supervisor import ServerPlan, Supervisor
+
+API_KEY_VARIABLE = "PENSTOCK_API_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """The flags of `penstock serve`."""
+
+    engine: EngineConfig
+    frontend: FrontendConfig
+    num_frontends: int
+
+
+def plan_server(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str]) -> ServerPlan:
+    """The commands of the children. Keys are in the frontends' environment only, and on no command line."""
+    program = (sys.executable, "-P", "-m", "penstock")  # -P: the working directory may hold a folder called torch
+    parent = f"--parent-pid={os.getpid()}"
+    without_keys = {name: value for name, value in environment.items() if name != API_KEY_VARIABLE}
+    api_keys = config.frontend.api_keys
+    with_keys = without_keys | ({API_KEY_VARIABLE: ",".join(api_keys)} if api_keys else {})
+    frontends = []
+    for number in range(config.num_frontends):
+        frontend = replace(config.frontend, name=f"frontend-{number}", listen_fd=listener.fileno())
+        frontends.append(
+            ChildCommand(
+                name=frontend.name,
+                arguments=(*program, "frontend", parent, *frontend_arguments(frontend)),
+                environment=with_keys,
+                inherited_fds=(listener.fileno(),),
+            )
+        )
+    return ServerPlan(
+        engine=ChildCommand(
+            name="the engine",
+            arguments=(*program, "engine", parent, *engine_arguments(config.engine)),
+            environment=without_keys,
+        ),
+        frontends=tuple(frontends),
+        url=server_url(listener),
+        api_key=api_keys[0] if api_keys else None,
+        shutdown_timeout_s=config.frontend.shutdown_timeout_s,
+    )
+
+
+def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str], say: Callable[[str], None]) -> int:
+    """Serves until a signal comes; returns the exit code."""
+    plan = plan_server(config, listener, environment)
+    frontends = "1 frontend" if config.num_frontends == 1 else f"{config.num_frontends} frontends"
+    say(f"starting the engine with {config.engine.model or 'the demo model'}, and {frontends} on {plan.url}")
+    if is_public(listener) and not config.frontend.api_keys:
+        say("warning: other machines can reach this port and no key is asked for, see --api-key")
+
+    async def run() -> int:
+        return await Supervisor(plan, say).run()
+
+    return asyncio.run(run())
