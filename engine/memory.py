@@ -16,6 +16,8 @@ from .progress import format_bytes
 DEFAULT_CPU_KV_BYTES = 1 << 30
 CUDA_RESERVE_BYTES = 512 << 20
 """For what the libraries keep: matrix product workspaces, CUDA graphs, fragments of the allocator."""
+ATTENTION_ROUND_ELEMENTS = 1 << 25
+"""Attention's plain-PyTorch twin gathers keys and values, and makes scores, in rounds of about so many numbers."""
 BYTES_PER_LOGIT = 24
 """Peak of sampling one row: the product, its float32 copy, sorted values, their indices, running sums."""
 
@@ -76,7 +78,7 @@ def plan_memory(model_config: ModelConfig, config: EngineConfig, memory: DeviceM
         activation_bytes += CUDA_RESERVE_BYTES
     block_bytes = count_block_bytes(model_config, config.block_size, dtype)
     num_blocks = _num_blocks(config, memory, weights_bytes, activation_bytes, block_bytes)
-    fitting_len = longest_request(model_config, num_blocks, config.block_size)
+    fitting_len = longest_request(model_config, config, num_blocks, max_model_len)
     notes: tuple[str, ...] = ()
     if fitting_len < max_model_len:
         max_model_len = _shorten(config, max_model_len, fitting_len, num_blocks)
@@ -92,7 +94,7 @@ def plan_memory(model_config: ModelConfig, config: EngineConfig, memory: DeviceM
         block_bytes=block_bytes,
         block_size=config.block_size,
         max_model_len=max_model_len,
-        num_full_length_requests=num_blocks / blocks_for(model_config, max_model_len, config.block_size),
+        num_full_length_requests=num_blocks / blocks_for(model_config, config, max_model_len),
         dtype=dtype,
         max_num_batched_tokens=config.max_num_batched_tokens,
         notes=notes,
@@ -139,14 +141,28 @@ def _shorten(config: EngineConfig, max_model_len: int, fitting_len: int, num_blo
     )
 
 
-def blocks_for(model_config: ModelConfig, num_tokens: int, block_size: int) -> int:
-    """KV blocks of one request of `num_tokens`, over all KV groups, while all of it is kept."""
-    return -(-num_tokens // block_size) * len(model_config.kv_groups)
+def blocks_for(model_config: ModelConfig, config: EngineConfig, num_tokens: int) -> int:
+    """Most KV blocks that a request of `num_tokens` owns at once, over all KV groups; windows give back what they left."""
+    total = 0
+    for group in model_config.kv_groups:
+        num_blocks = -(-num_tokens // config.block_size)
+        if group.window is not None:
+            num_visible = group.window - 1 + config.max_num_batched_tokens
+            num_blocks = min(num_blocks, (num_visible + config.block_size - 2) // config.block_size + 1)
+        total += num_blocks
+    return total
 
 
-def longest_request(model_config: ModelConfig, num_blocks: int, block_size: int) -> int:
-    """Tokens of the longest request that fits into `num_blocks`."""
-    return num_blocks // len(model_config.kv_groups) * block_size
+def longest_request(model_config: ModelConfig, config: EngineConfig, num_blocks: int, limit: int) -> int:
+    """Tokens, at most `limit`, of the longest request that fits into `num_blocks`; whole blocks below the limit."""
+    if blocks_for(model_config, config, limit) <= num_blocks:
+        return limit
+    fitting, too_long = 0, -(-limit // config.block_size)  # in rows of blocks
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        fits = blocks_for(model_config, config, middle * config.block_size) <= num_blocks
+        fitting, too_long = (middle, too_long) if fits else (fitting, middle)
+    return fitting * config.block_size
 
 
 def count_block_bytes(model_config: ModelConfig, block_size: int, dtype: str) -> int:
@@ -173,8 +189,18 @@ def count_activation_bytes(model_config: ModelConfig, config: EngineConfig, dtyp
     q_size, kv_size = model_config.num_heads * model_config.head_dim, model_config.num_kv_heads * model_config.head_dim
     attention = 3 * q_size + 2 * kv_size  # q, k, v, the rotated q, the result
     mlp = 3 * model_config.intermediate_size  # gate, up, their product
-    per_token = (3 * model_config.hidden_size + max(attention, mlp)) * element_bytes
+    per_token = (3 * model_config.hidden_size + max(attention, mlp)) * (element_bytes + 4)  # and float32 copies
     logits_bytes = min(config.max_num_seqs, num_tokens) * model_config.vocab_size * BYTES_PER_LOGIT
     rope_bytes = max_model_len * model_config.head_dim * 4
-    block_table_bytes = config.max_num_seqs * blocks_for(model_config, max_model_len, config.block_size) * 4
-    return num_tokens * per_token + logits_bytes + rope_bytes + block_table_bytes
+    block_table_bytes = config.max_num_seqs * -(-max_model_len // config.block_size) * len(model_config.kv_groups) * 4
+    scratch_bytes = _attention_scratch_bytes(model_config, config, element_bytes, max_model_len)
+    return num_tokens * per_token + logits_bytes + rope_bytes + block_table_bytes + scratch_bytes
+
+
+def _attention_scratch_bytes(model_config: ModelConfig, config: EngineConfig, element_bytes: int, max_model_len: int) -> int:
+    """Of one layer: gathered keys and values with their float32 copies; scores, weights and mask."""
+    one_request = max_model_len * model_config.num_kv_heads * model_config.head_dim
+    gathered = min(max(ATTENTION_ROUND_ELEMENTS, one_request), config.max_num_seqs * one_request)
+    one_query = max_model_len * model_config.num_heads
+    scores = min(max(ATTENTION_ROUND_ELEMENTS, one_query), config.max_num_batched_tokens * one_query)
+    return gathered * 2 * (element_bytes + 4) + scores * 9

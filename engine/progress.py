@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 LINE_INTERVAL_S = 5.0
 """Between two lines, where there is no terminal."""

@@ -27,9 +27,7 @@ def find_weight_files(model_dir: Path) -> tuple[Path, ...]:
             f"{model_dir} has its weights in pickled PyTorch files (*.bin), which can run code when they are read; "
             "Penstock loads *.safetensors only: use a revision that has them, or convert the model"
         )
-    raise EngineStartError(
-        f"{model_dir} has no weights: it needs model.safetensors, or {INDEX_NAME} and its shards (--load-format dummy does without)"
-    )
+    raise EngineStartError(f"{model_dir} has no weights: it needs model.safetensors, or {INDEX_NAME} and its shards")
 
 
 def _listed_files(model_dir: Path, index_path: Path) -> tuple[Path, ...]:
