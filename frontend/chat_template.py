@@ -22,11 +22,11 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from .template_messages import for_template
 from .tokenizer import named_special_tokens, read_tokenizer_config
 
 MAX_RENDERED_CHARS = 8 << 20
 _CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 class TemplateError(ValueError):
@@ -65,7 +65,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -79,7 +79,7 @@ class ChatTemplate:
         and lists; none of the names this method or the template's environment gives a meaning. Raises TemplateError.
         """
         self._check_variables(kwargs)
-        chat = [_with_reasoning(message) for message in messages]
+        chat = [for_template(message) for message in messages]
         if continue_final_message:
             if add_generation_prompt:
                 raise TemplateError("continue_final_message and add_generation_prompt exclude each other")
@@ -127,12 +127,6 @@ def _render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     except Exception as error:  # templates are programs: they fail in every way Python can, with texts not meant for clients
         raise TemplateError(f"the model's chat template fails on these messages ({type(error).__name__})") from error
     return "".join(chunks)
-
-
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A copy whose reasoning, if it has any, stands under the names that templates read."""
-    reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name) is not None), None)
-    return dict(message) if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
