@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__, flag_values
+from . import __version__
 from .flags import (
     USAGE_ERROR,
     Parser,
@@ -83,17 +83,14 @@ def _leave(number: int, frame: object) -> None:
 def _serve(arguments: Sequence[str]) -> int:
     from .listener import ListenError, listen
 
-    parser = Parser("penstock serve", "Serves a model over OpenAI's API: an engine and its frontends on one port.", VLLM_NOTE)
-    add_model_flags(parser)
-    add_http_flags(parser)
-    parser.add_argument(
-        "--frontends",
-        "--api-server-count",
-        type=flag_values.process_count,
-        default=1,
-        metavar="N",
-        help="HTTP processes (default: 1)",
+    parser = Parser(
+        "penstock serve",
+        "%(prog)s [MODEL] [flags]",
+        "Serves a model over OpenAI's API: an engine and its frontends on one port.",
+        VLLM_NOTE,
     )
+    add_model_flags(parser)
+    add_http_flags(parser, several_frontends=True)
     add_engine_flags(parser)
     add_vllm_flags(parser)
     flags = parser.parse(arguments)
@@ -114,7 +111,12 @@ def _serve(arguments: Sequence[str]) -> int:
 
 
 def _engine(arguments: Sequence[str]) -> int:
-    parser = Parser("penstock engine", "Runs the engine alone; frontends of the same --socket-dir find it.", VLLM_NOTE)
+    parser = Parser(
+        "penstock engine",
+        "%(prog)s [MODEL] --socket-dir DIR [flags]",
+        "Runs the engine alone; frontends of the same --socket-dir find it.",
+        VLLM_NOTE,
+    )
     add_model_flags(parser)
     add_engine_flags(parser)
     _add_process_flags(parser)
@@ -129,7 +131,11 @@ def _engine(arguments: Sequence[str]) -> int:
 
 
 def _frontend(arguments: Sequence[str]) -> int:
-    parser = Parser("penstock frontend", "Runs one frontend alone; it finds the engine of the same --socket-dir.")
+    parser = Parser(
+        "penstock frontend",
+        "%(prog)s --socket-dir DIR [flags]",
+        "Runs one frontend alone; it finds the engine of the same --socket-dir.",
+    )
     add_http_flags(parser)
     _add_process_flags(parser)
     parser.add_argument("--name", help="told apart in logs and metrics (default: frontend)")
@@ -145,7 +151,12 @@ def _frontend(arguments: Sequence[str]) -> int:
 
 
 def _info(arguments: Sequence[str]) -> int:
-    parser = Parser("penstock info", "Says which versions and devices there are, and how a model would fit.", VLLM_NOTE)
+    parser = Parser(
+        "penstock info",
+        "%(prog)s [MODEL] [flags]",
+        "Says which versions and devices there are, and how a model would fit.",
+        VLLM_NOTE,
+    )
     add_model_flags(parser)
     add_engine_flags(parser)
     add_vllm_flags(parser)

@@ -24,14 +24,17 @@ DTYPES = {"half": "float16", "float": "float32"}
 """vLLM's other names."""
 OPTION_NAMES = {"served_model_names": "served-model-name", "shutdown_timeout_s": "shutdown-timeout"}
 """Fields whose flag has another name than the field."""
+ENGINE = EngineConfig()
+FRONTEND = FrontendConfig(socket_dir=Path())
+"""The defaults."""
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the flag that may have been meant; `--max_model_len` is `--max-model-len`."""
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+    def __init__(self, prog: str, usage: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         given = [_with_hyphens(argument) for argument in arguments]
@@ -95,19 +98,23 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="prompt and output of one request (default: the model's maximum, or what fits)",
     )
-    group.add_argument("--max-num-seqs", **size, help="requests that run at once (default: 256)")
-    group.add_argument("--max-num-batched-tokens", **size, help="most tokens of one step (default: 2048)")
+    group.add_argument("--max-num-seqs", **size, help=f"requests that run at once (default: {ENGINE.max_num_seqs})")
+    group.add_argument(
+        "--max-num-batched-tokens", **size, help=f"most tokens of one step (default: {ENGINE.max_num_batched_tokens})"
+    )
     group.add_argument(
         "--gpu-memory-utilization",
         type=flag_values.fraction,
         metavar="SHARE",
-        help="of the GPU's memory, 0 to 1 (default: 0.92)",
+        help=f"of the GPU's memory, 0 to 1 (default: {ENGINE.gpu_memory_utilization})",
     )
     group.add_argument(
-        "--kv-cache-memory-bytes", **size | {"metavar": "BYTES"}, help="size of the KV cache (default: what is left)"
+        "--kv-cache-memory-bytes",
+        **size | {"metavar": "BYTES"},
+        help="size of the KV cache (default: what is left; at most 1 GiB on CPU)",
     )
     group.add_argument("--num-gpu-blocks-override", **size, help="number of KV blocks, whatever the memory plan says")
-    group.add_argument("--block-size", **size, help="tokens of one KV block (default: 16)")
+    group.add_argument("--block-size", **size, help=f"tokens of one KV block (default: {ENGINE.block_size})")
     group.add_argument(
         "--enable-prefix-caching", action=BooleanOptionalAction, help="reuse the KV cache of equal beginnings (default: on)"
     )
@@ -117,11 +124,20 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_http_flags(parser: argparse.ArgumentParser) -> None:
-    """How the frontends serve."""
+def add_http_flags(parser: argparse.ArgumentParser, *, several_frontends: bool = False) -> None:
+    """How the frontends serve; `several_frontends` for the command that starts them."""
     group = parser.add_argument_group("HTTP")
-    group.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for all)")
-    group.add_argument("--port", type=flag_values.port, help="default: 8000; 0 takes a free one")
+    if several_frontends:
+        group.add_argument(
+            "--frontends",
+            "--api-server-count",
+            type=flag_values.process_count,
+            default=1,
+            metavar="N",
+            help="HTTP processes (default: 1)",
+        )
+    group.add_argument("--host", help=f"address to listen on (default: {FRONTEND.host}; 0.0.0.0 for all)")
+    group.add_argument("--port", type=flag_values.port, help=f"default: {FRONTEND.port}; 0 takes a free one")
     group.add_argument(
         "--api-key",
         dest="api_keys",
@@ -135,14 +151,14 @@ def add_http_flags(parser: argparse.ArgumentParser) -> None:
         "--max-body-bytes",
         type=flag_values.size,
         metavar="BYTES",
-        help="longer requests are refused with 413 (default: 32 MiB)",
+        help=f"longer requests are refused with 413 (default: {FRONTEND.max_body_bytes >> 20} MiB)",
     )
     group.add_argument(
         "--shutdown-timeout",
         dest="shutdown_timeout_s",
         type=flag_values.seconds,
         metavar="SECONDS",
-        help="how long open requests may go on after SIGTERM or Ctrl-C (default: 30)",
+        help=f"how long open requests may go on after SIGTERM or Ctrl-C (default: {FRONTEND.shutdown_timeout_s:g})",
     )
     group.add_argument("--log-level", "--uvicorn-log-level", choices=LOG_LEVELS, help="default: info")
 
@@ -175,12 +191,12 @@ def frontend_config(
 
 def engine_arguments(config: EngineConfig) -> list[str]:
     """The flags from which `engine_config` makes this configuration again, the directory of sockets included."""
-    return _arguments(config, EngineConfig(), left_out=())
+    return _arguments(config, ENGINE, left_out=())
 
 
 def frontend_arguments(config: FrontendConfig) -> list[str]:
     """The same for a frontend, but for its API keys: those travel in PENSTOCK_API_KEY."""
-    return _arguments(config, FrontendConfig(socket_dir=Path()), left_out=("api_keys",))
+    return _arguments(config, FRONTEND, left_out=("api_keys",))
 
 
 def _given(config_type: type[Any], flags: argparse.Namespace) -> dict[str, Any]:

@@ -24,8 +24,6 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 10.0
 MOST_EARLY_DEATHS = 4
 """So many times in a row a frontend may die before the server was ever ready."""
-EXIT_GRACE_S = 5.0
-"""What a process has to end in beyond the time given to open requests, before it is killed."""
 KILLED_BY_HAND = 128 + signal.SIGINT
 """Exit code after a second Ctrl-C."""
 
@@ -42,6 +40,8 @@ class ServerPlan:
     """One of the keys, to ask the frontends for the models' names."""
     shutdown_timeout_s: float
     """How long open requests may go on after SIGTERM."""
+    exit_grace_s: float = 5.0
+    """What a process has to end in beyond that, before it is killed."""
 
 
 class Supervisor:
@@ -128,7 +128,7 @@ class Supervisor:
         for command in commands:
             if command.name in self._processes:
                 terminate(self._processes[command.name])
-        _, unfinished = await asyncio.wait(keepers, timeout=timeout_s + EXIT_GRACE_S)
+        _, unfinished = await asyncio.wait(keepers, timeout=timeout_s + self._plan.exit_grace_s)
         for command, keeper in zip(commands, keepers, strict=True):
             if keeper in unfinished:
                 self._say(f"{command.name} does not end, killing it")
