@@ -1,0 +1,113 @@
+"""How a generation becomes an HTTP answer: one JSON object or a stream of chunks. Shared by chat and completions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .errors import ApiError, ClientGone, InternalError, to_api_error
+from .generation import ChoiceDelta, Generation
+from .openai_types import GenerationFields, StreamOptions
+from .service import Service
+from .sse import DONE, StreamResponse, event
+
+ADMISSION_WAIT_S = 0.5
+"""A stream's headers wait this long for the first token, so that a refusal still gets its own HTTP status."""
+_CUT_GRACE_S = 5.0
+"""Streams that outlive the shutdown are told so first and cut this much later."""
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class Shape(Protocol):
+    """An endpoint's JSON. One object serves one request."""
+
+    def head(self, *, streamed: bool) -> dict[str, Any]:
+        """id, object, created and model, the same in every chunk."""
+
+    def chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        """The `choices` entries of the chunks that this delta makes."""
+
+    def add(self, delta: ChoiceDelta) -> None:
+        """Keeps a delta for `choices`."""
+
+    def choices(self) -> list[dict[str, Any]]:
+        """The whole answer's `choices`."""
+
+
+async def answer(
+    request: Request, service: Service, fields: GenerationFields, generation: Generation, shape: Shape
+) -> Response:
+    """Streams or collects the generation, and closes it whatever happens."""
+    try:
+        if not fields.stream:
+            return JSONResponse(await unless_gone(request, _whole(generation, shape)))
+        await unless_gone(request, generation.stream.wait_for_news(ADMISSION_WAIT_S))
+    except BaseException:
+        generation.close()
+        raise
+    return StreamResponse(
+        _events(generation, shape, fields.stream_options or StreamOptions(), request),
+        close=generation.close,
+        grace_s=service.config.shutdown_timeout_s + _CUT_GRACE_S,
+    )
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Does the work, but gives it up with ClientGone as soon as the client closes its connection."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _whole(generation: Generation, shape: Shape) -> dict[str, Any]:
+    try:
+        async for delta in generation.deltas():
+            shape.add(delta)
+    finally:
+        generation.close()
+    return {**shape.head(streamed=False), "choices": shape.choices(), "usage": generation.usage()}
+
+
+async def _events(generation: Generation, shape: Shape, options: StreamOptions, request: Request) -> AsyncIterator[bytes]:
+    head = shape.head(streamed=True)
+    try:
+        async for delta in generation.deltas():
+            for choice in shape.chunks(delta):
+                chunk = {**head, "choices": [choice]}
+                if options.continuous_usage_stats:
+                    chunk["usage"] = generation.usage_of(delta.index)
+                yield event(chunk)
+        if options.include_usage:
+            yield event({**head, "choices": [], "usage": generation.usage()})
+        yield DONE
+    except Exception as error:
+        yield event(_error_for_client(error, request).body())
+    finally:
+        generation.close()
+
+
+def _error_for_client(error: Exception, request: Request) -> ApiError:
+    request_id = str(request.scope.get("request_id"))
+    known = to_api_error(error, request_id)
+    if known is None:
+        _log.error("request %s failed in its stream", request_id, exc_info=error)
+    return known or InternalError(request_id)

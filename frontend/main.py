@@ -1,0 +1,98 @@
+"""One frontend process: uvicorn on uvloop over an inherited or an own listening socket, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+
+from .app import create_app
+from .config import FrontendConfig
+from .http_protocol import BoundedHttpProtocol
+from .service import Service
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+_CLOSE_GRACE_S = 2
+"""Requests that outlived shutdown_timeout_s were failed; this is for their last bytes."""
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: FrontendConfig) -> int:
+    """Serves until told to stop; returns the exit code: 0, or 2 if the port cannot be had."""
+    logging.basicConfig(
+        level=config.log_level.upper(), format=f"%(asctime)s %(levelname)s {config.name}: %(message)s", stream=sys.stderr
+    )
+    try:
+        listener = _listener(config)
+    except OSError as error:
+        reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror or error}"
+        print(f"penstock: address {config.host}:{config.port} {reason}", file=sys.stderr)
+        return 2
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config, listener))
+    return 0
+
+
+async def serve(config: FrontendConfig, listener: socket.socket) -> None:
+    """Serves on the socket until a signal comes and open requests are through, or their time is up."""
+    service = Service(config)
+    server = _Server(
+        uvicorn.Config(
+            create_app(config, service),
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(config.shutdown_timeout_s) + _CLOSE_GRACE_S,
+        )
+    )
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if service.is_draining:
+            server.force_exit = True
+            service.client.fail_all("the server is shutting down")
+            return
+        service.is_draining = True
+        server.should_exit = True
+        loop.call_later(config.shutdown_timeout_s, service.client.fail_all, "the server is shutting down")
+
+    # A supervisor may have told its children to ignore the terminal's Ctrl-C: then it stays ignored.
+    signals = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling, which would raise the signal again at the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listener(config: FrontendConfig) -> socket.socket:
+    if config.listen_fd is not None:
+        listener = socket.socket(fileno=config.listen_fd)
+    else:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,221 @@
+"""A request the engine works on, as this frontend knows it, and the stream its answer is read from.
+
+`OpenRequest` keeps prompt, parameters and every token so far in one place. A reader takes what has arrived since its last
+look as one merged `Delta`, so a slow reader costs no memory beyond the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from ..ipc.messages import Detail, FinishReason, RejectReason, Sampling, TokenLogprobs
+
+
+class EngineUnavailable(Exception):
+    """The engine is away, still loading, hung, full or shutting down; the request may be tried again."""
+
+
+class RequestFailed(Exception):
+    """The engine took the request and failed it; the text is for the log."""
+
+
+class RequestRejected(Exception):
+    """The engine refused the request before computing anything."""
+
+    def __init__(self, reason: RejectReason, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRequest:
+    """What one Submit says."""
+
+    prompt_token_ids: array[int]
+    """int32."""
+    sampling: Sampling
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobRow:
+    """Log-probabilities of one position: the token itself first, then the likeliest in falling order."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Delta:
+    """What has arrived for one request since its reader last looked."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[LogprobRow] = field(default_factory=list)
+    """One row a token, if asked for."""
+    prompt_logprobs: list[LogprobRow] | None = None
+    """Of prompt positions 1 .. n-1, once."""
+    num_cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+
+class OpenRequest:
+    """One request between Submit and its terminal event: enough to answer for it, and to submit it again."""
+
+    def __init__(self, request_id: int, new: NewRequest) -> None:
+        self.request_id = request_id
+        self.new = new
+        self.output_token_ids: list[int] = []
+        self.pending = Delta()
+        self.error: Exception | None = None
+        self.is_over = False
+        self.notify: Callable[[], None] = lambda: None
+
+    def extend(self, position: int, token_ids: Sequence[int], finish: int, detail: Detail | None) -> None:
+        """Takes one entry of Outputs. Repeated tokens are skipped; a gap fails the request."""
+        num_known = len(self.output_token_ids)
+        if position > num_known:
+            self.fail(RequestFailed(f"lost the tokens {num_known} to {position - 1}"))
+            return
+        if position + len(token_ids) < num_known:
+            return
+        num_repeated = num_known - position
+        new_token_ids = token_ids[num_repeated:]
+        self.output_token_ids.extend(new_token_ids)
+        self.pending.token_ids.extend(new_token_ids)
+        if detail is not None:
+            self._take_detail(detail, num_repeated)
+        if finish:
+            self._finish(FinishReason(finish), detail)
+        elif new_token_ids:
+            self.notify()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the request; its reader gets `error` after what had arrived before."""
+        if not self.is_over:
+            self.error = error
+            self.is_over = True
+            self.notify()
+
+    def take(self) -> Delta:
+        """What is new since the last call."""
+        delta, self.pending = self.pending, Delta()
+        return delta
+
+    def _take_detail(self, detail: Detail, num_repeated: int) -> None:
+        pending = self.pending
+        if detail.num_cached_tokens is not None:
+            pending.num_cached_tokens = detail.num_cached_tokens
+        if detail.logprobs is not None:
+            pending.logprobs.extend(_rows(detail.logprobs)[num_repeated:])
+        if detail.prompt_logprobs is not None:
+            pending.prompt_logprobs = _rows(detail.prompt_logprobs)
+
+    def _finish(self, reason: FinishReason, detail: Detail | None) -> None:
+        if reason is FinishReason.ERROR:
+            self.fail(RequestFailed((detail and detail.error) or "no reason given"))
+        elif reason is FinishReason.ABORT:
+            self.fail(RequestFailed("aborted by the engine"))
+        else:
+            self.pending.finish_reason = reason
+            self.pending.stop_token_id = detail.stop_token_id if detail else None
+            self.is_over = True
+            self.notify()
+
+
+class RequestStream:
+    """The answers to one or several requests that are read together: `async for index, delta in stream`.
+
+    Ends when all requests have; raises what any of them failed with. `close` must be called in any case: it gives up
+    what is not over yet.
+    """
+
+    def __init__(self, requests: Sequence[OpenRequest], give_up: Callable[[Sequence[OpenRequest]], None]) -> None:
+        self._requests = requests
+        self._give_up = give_up
+        self._with_news: dict[int, None] = {}
+        self._num_open = len(requests)
+        self._waiter: asyncio.Future[None] | None = None
+        for index, request in enumerate(requests):
+            request.notify = partial(self._on_news, index)
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        while not self._with_news:
+            if self._num_open == 0:
+                raise StopAsyncIteration
+            await self._wait()
+        index = next(iter(self._with_news))
+        request = self._requests[index]
+        if request.error is not None and not request.pending.token_ids:
+            raise request.error
+        if request.error is None:
+            del self._with_news[index]
+            if request.is_over:
+                self._num_open -= 1
+        return index, request.take()
+
+    async def wait_for_news(self, timeout_s: float) -> None:
+        """Returns when something can be read, or after the timeout; raises a failure that came before any token."""
+        if not self._with_news:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wait()
+            except TimeoutError:
+                return
+        for index in self._with_news:
+            request = self._requests[index]
+            if request.error is not None and not request.output_token_ids:
+                raise request.error
+
+    def stop(self, index: int) -> None:
+        """Gives up one of the requests, with what else might still come of it."""
+        request = self._requests[index]
+        if request.is_over and index not in self._with_news:
+            return
+        self._with_news.pop(index, None)
+        self._num_open -= 1
+        self._give_up([request])
+
+    def close(self) -> None:
+        """Gives up every request that is not over."""
+        self._give_up(self._requests)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _on_news(self, index: int) -> None:
+        self._with_news[index] = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def int32s(data: bytes) -> list[int]:
+    """Raw little-endian int32 as a list."""
+    values = array("i")
+    values.frombytes(data)
+    return values.tolist()
+
+
+def _rows(block: TokenLogprobs) -> list[LogprobRow]:
+    width = block.num_columns
+    token_ids = int32s(block.token_ids)
+    logprobs = array("f")
+    logprobs.frombytes(block.logprobs)
+    return [
+        LogprobRow(tuple(token_ids[start : start + width]), tuple(logprobs[start : start + width]))
+        for start in range(0, len(token_ids), width)
+    ]

@@ -1,0 +1,92 @@
+"""The model as this frontend serves it: what the engine said of it, its tokenizer and its chat template.
+
+Texts longer than LONG_TEXT_CHARS are tokenized and templates of long conversations rendered in a worker thread, so that they
+hold up nobody else's tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..ipc.messages import Ready
+from .chat_template import ChatTemplate, TemplateError
+from .errors import BadRequest, ContextTooLong, ModelNotFound
+from .token_pieces import TextError
+from .tokenizer import Tokenizer
+
+LONG_TEXT_CHARS = 4096
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Everything that is the same for all requests to one model."""
+
+    facts: Ready
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    longest_token_chars: int
+    """No token stands for more characters: a bound on how few tokens a text can have."""
+
+    @classmethod
+    def load(cls, facts: Ready) -> ServedModel:
+        """Reads the files that Ready points to. Raises TextError, TemplateError, OSError."""
+        path = Path(facts.model_dir)
+        tokenizer = Tokenizer.from_dir(path)
+        longest = max((len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)), default=1)
+        return cls(facts, tokenizer, ChatTemplate.from_dir(path), max(longest, 1))
+
+    @property
+    def name(self) -> str:
+        """The name that answers carry."""
+        return self.facts.served_model_names[0]
+
+    def check_name(self, name: str | None) -> None:
+        """Raises ModelNotFound unless the client asked for this model, or for none in particular."""
+        if name is not None and name not in self.facts.served_model_names:
+            raise ModelNotFound(name)
+
+    async def encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+        """The text's ids. Raises BadRequest; ContextTooLong before tokenizing where the length alone shows it."""
+        limit = self.facts.max_model_len
+        if len(text) > limit * self.longest_token_chars:
+            at_least = len(text) // self.longest_token_chars
+            raise ContextTooLong(f"The model's context is {limit} tokens, but the prompt has at least {at_least}.", param)
+
+        def encode() -> list[int]:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+        try:
+            return await off_loop_if(len(text) > LONG_TEXT_CHARS, encode)
+        except TextError as error:
+            raise BadRequest(f"{param}: {error}", param) from error
+
+    async def render(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+        """The conversation as the model was trained to read it. Raises BadRequest."""
+        template = self.template
+        if template is None:
+            raise BadRequest("This model has no chat template. Use /v1/completions.", "messages")
+
+        def render() -> str:
+            return template.render(messages, **options)
+
+        num_chars = sum(len(str(message.get("content") or "")) for message in messages)
+        try:
+            return await off_loop_if(num_chars > LONG_TEXT_CHARS, render)
+        except TemplateError as error:
+            raise BadRequest(f"messages: {error}", "messages") from error
+
+    def check_token_ids(self, token_ids: list[int], param: str) -> None:
+        """Raises BadRequest for an id the logits do not have."""
+        vocab_size = self.facts.vocab_size
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            raise BadRequest(f"{param}: token ids must be 0 to {vocab_size - 1}", param)
+
+
+async def off_loop_if(is_long: bool, work: Callable[[], _T]) -> _T:
+    """Does the work in a thread if it is long, else at once."""
+    return await asyncio.to_thread(work) if is_long else work()
