@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.engine.config import EngineConfig
+from penstock.frontend.config import FrontendConfig
+from penstock.listener import listen
+from penstock.serve import ServeConfig, plan_server
+
+SOCKET_DIR = Path("/run/penstock")
+
+
+def test_the_plan_has_an_engine_and_frontends_on_one_socket() -> None:
+    config = ServeConfig(
+        engine=EngineConfig(model="X", socket_dir=SOCKET_DIR),
+        frontend=FrontendConfig(socket_dir=SOCKET_DIR, port=0),
+        num_frontends=3,
+    )
+    with listen("127.0.0.1", 0) as listener:
+        plan = plan_server(config, listener, {"HOME": "/home"})
+        fd = listener.fileno()
+    assert {"engine", "--model=X", f"--socket-dir={SOCKET_DIR}"} <= set(plan.engine.arguments)
+    assert plan.engine.inherited_fds == ()
+    assert [frontend.name for frontend in plan.frontends] == ["frontend-0", "frontend-1", "frontend-2"]
+    for frontend in plan.frontends:
+        assert {"frontend", f"--listen-fd={fd}", f"--name={frontend.name}"} <= set(frontend.arguments)
+        assert frontend.inherited_fds == (fd,)
+        assert frontend.environment == {"HOME": "/home"}
+
+
+def test_keys_are_in_the_environment_of_the_frontends_and_nowhere_else() -> None:
+    config = ServeConfig(
+        engine=EngineConfig(socket_dir=SOCKET_DIR),
+        frontend=FrontendConfig(socket_dir=SOCKET_DIR, api_keys=("secret-1", "secret-2")),
+        num_frontends=1,
+    )
+    with listen("127.0.0.1", 0) as listener:
+        plan = plan_server(config, listener, {"PENSTOCK_API_KEY": "secret-2"})
+    assert plan.frontends[0].environment == {"PENSTOCK_API_KEY": "secret-1,secret-2"}
+    assert plan.engine.environment == {}
+    assert not any("secret" in argument for child in (plan.engine, *plan.frontends) for argument in child.arguments)
+    assert plan.api_key == "secret-1"
