@@ -11,8 +11,8 @@ from torch import Tensor
 class AttentionBatch:
     """R requests with T new tokens together, for the layers of one KV group. All tensors lie on the model's device.
 
-    Query i of request r sits at position `context_lens[r] - query_len[r] + i`. Only positions inside the context (and the window)
-    are ever read, so the rest of a row of the block table, and of the last block, may hold anything.
+    Query i of request r sits at position `context_lens[r] - query_len[r] + i`. Only positions inside the context (and the
+    window) are ever read, so the rest of a row of the block table, and of the last block, may hold anything.
     """
 
     block_table: Tensor

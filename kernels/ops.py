@@ -1,7 +1,7 @@
 """The only door to the arithmetic of a step: one typed function per operation, for CPU and CUDA tensors alike.
 
-Hot operations take tensors and host integers and never wait for the device. The twins in `reference_*` state what each computes.
-Letters in shapes: T tokens, R requests, N rows of logits, H heads, D head size, V vocabulary.
+Hot operations take tensors and host integers and never wait for the device. The twins in `reference_*` state what each
+computes. Letters in shapes: T tokens, R requests, N rows of logits, H heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def rope_and_cache(
 ) -> Tensor:
     """Norms q and k per head where weights [D] are given, rotates both, writes k and v into the cache; returns the rotated q.
 
-    q [T, Hq, D]; k, v [T, Hkv, D]; positions int64 [T], all below cos_sin's rows; cos_sin float32 [max_positions, D] = cosines (D / 2)
-    then sines, pairs (i, i + D / 2) as in GPT-NeoX (RoPE, arXiv 2104.09864); caches as made by make_kv_cache; kv_slots int64 [T].
+    q [T, Hq, D]; k, v [T, Hkv, D]; positions int64 [T], all below cos_sin's rows; cos_sin float32 [max_positions, D] = D / 2
+    cosines, then D / 2 sines, for the pairs (i, i + D / 2) as in GPT-NeoX (RoPE, arXiv 2104.09864); caches as made by
+    make_kv_cache; kv_slots int64 [T].
     """
     return reference_layers.rope_and_cache(
         q, k, v, positions, cos_sin, k_cache, v_cache, kv_slots, q_norm_weight, k_norm_weight, eps
@@ -88,7 +89,8 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of every new token to its request's context, q [T, Hq, D] -> [T, Hq, D] in q's dtype.
 
-    Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in float32.
+    Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in
+    float32. The scores are multiplied by `scale`.
     """
     return reference_attention.paged_attention(q, k_cache, v_cache, batch, scale, window)
 
@@ -105,9 +107,10 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
 def logit_thresholds(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """The lowest tempered logit (logits / temperature) that min_p, then top_k, then top_p keep; float32 [N].
 
-    min_p keeps tokens at least min_p times as likely as the likeliest; top_k the k likeliest; top_p (arXiv 1904.09751) of what is left the
-    fewest likeliest whose share reaches p. Tokens that tie with the last one kept are kept. logits float32 [N, V] with at least
-    one finite value per row; temperatures float32 > 0, top_k int32 (0 is off), top_p float32 (1 is off), min_p float32 (0 is off), all [N].
+    min_p keeps tokens at least min_p times as likely as the likeliest; top_k the k likeliest; top_p (arXiv 1904.09751) of
+    what is left the fewest likeliest whose share reaches p. Tokens that tie with the last one kept are kept. logits float32
+    [N, V] with at least one finite value per row; temperatures float32 > 0, top_k int32 (0 is off), top_p float32 (1 is off),
+    min_p float32 (0 is off), all [N].
     """
     return reference_sampling.logit_thresholds(logits, temperatures, top_k, top_p, min_p)
 
@@ -134,10 +137,11 @@ def apply_penalties(
     frequency: Tensor,
     presence: Tensor,
 ) -> None:
-    """Penalizes rows [n] of logits float32 [N, V] in place: repetition (CTRL, arXiv 1909.05858), then frequency, then presence.
+    """Penalizes rows [n] of logits float32 [N, V] in place: repetition (arXiv 1909.05858), then frequency, then presence.
 
-    token_counts int32 [C, V] holds 2 * (times in the output) + (1 if in the prompt); logits row rows[i] uses counts row count_rows[i]. Both
-    int64 [n], no row twice; the penalties float32 [n]. Repetition regards prompt and output, the others the output alone.
+    token_counts int32 [C, V] holds 2 * (times in the output) + (1 if in the prompt); logits row rows[i] uses counts row
+    count_rows[i]. Both int64 [n], no row twice; the penalties float32 [n]. Repetition regards prompt and output, the others
+    the output alone.
     """
     reference_sampling.apply_penalties(logits, rows, token_counts, count_rows, repetition, frequency, presence)
 
@@ -155,7 +159,7 @@ def add_to_logits(logits: Tensor, rows: Tensor, token_ids: Tensor, values: Tenso
 def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Log-softmax of float32 logits [N, V] at token_ids int64 [N] and at the num_top likeliest tokens.
 
-    Returns ids int32 [N, 1 + num_top] (the token itself first, the others in falling order), their logprobs float32 of the same shape, and
-    ranks int32 [N] (1 + number of likelier tokens).
+    Returns ids int32 [N, 1 + num_top] (the token itself first, the others in falling order), their logprobs float32 of the
+    same shape, and ranks int32 [N] (1 + number of likelier tokens).
     """
     return reference_sampling.top_logprobs(logits, token_ids, num_top)

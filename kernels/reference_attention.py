@@ -36,7 +36,7 @@ def paged_attention(
         readable = torch.minimum(positions, context_lens.unsqueeze(1) - 1)
         keys, values = _gather(k_cache, v_cache, table, readable)
         tokens = slice(rows.first_token, rows.first_token + num_rows * rows.query_len)
-        queries = q[tokens].view(num_rows, rows.query_len, num_kv_heads, -1, head_dim)
+        queries = q[tokens].reshape(num_rows, rows.query_len, num_kv_heads, -1, head_dim)
         attended = _attend(queries, keys, values, positions, context_lens, scale, window)
         output[tokens] = attended.reshape(num_rows * rows.query_len, *q.shape[1:]).to(q.dtype)
     return output

@@ -17,8 +17,8 @@ _NUM_ROUNDS = 10
 def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Philox4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011).
 
-    Four counter words and two key words, int64 tensors of values 0 .. 2**32 - 1 that broadcast; returns four such words. The order
-    of words is that of Random123 and of Triton's `tl.philox`.
+    Four counter words and two key words, int64 tensors of values 0 .. 2**32 - 1 that broadcast; returns four such words. The
+    order of words is that of Random123 and of Triton's `tl.philox`.
     """
     c0, c1, c2, c3 = counters
     k0, k1 = keys
