@@ -91,8 +91,9 @@ class EngineSocket:
                 raise
             raise GonePeer from error
 
-    def close(self) -> None:
-        self.socket.close(0)
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes; what has been sent has `linger_ms` to get out, during which terminating the context blocks."""
+        self.socket.close(linger_ms)
 
 
 class FrontendSocket:

@@ -1,0 +1,94 @@
+"""The frontends an engine works for. A lease, not a connection, owns requests.
+
+A frontend has a lease from its Hello on, for as long as it is heard every LEASE_TIMEOUT_S. When it falls silent its requests
+are aborted and the lease ends once they are; a process that was only paused may come back to it with its next message, for it
+is remembered for a while. Goodbye ends a lease for good.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..ipc.messages import LEASE_TIMEOUT_S
+from .outbox import Outbox
+
+MAX_TOMBSTONES = 4096
+"""Aborts remembered per frontend for requests that have not arrived."""
+MAX_DORMANT = 64
+"""Frontends remembered after they fell silent."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One frontend process. `identity` has 8 random bytes of its boot, so a successor is another lease."""
+
+    identity: bytes
+    outbox: Outbox
+    last_heard_s: float
+    open_requests: set[int] = field(default_factory=set)
+    """Ids that have been submitted and whose terminal event is not in the outbox yet."""
+    tombstones: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    """Ids that were aborted without being open: their Submit, should it still come, is refused."""
+    is_ending: bool = False
+    """Ends as soon as no request is open."""
+    has_left: bool = False
+    """Said Goodbye: does not come back."""
+
+    def remember_abort(self, request_id: int) -> None:
+        """Keeps the latest MAX_TOMBSTONES."""
+        self.tombstones[request_id] = None
+        if len(self.tombstones) > MAX_TOMBSTONES:
+            self.tombstones.popitem(last=False)
+
+
+class Leases:
+    """All leases by identity."""
+
+    def __init__(self, engine_boot_id: bytes) -> None:
+        self._engine_boot_id = engine_boot_id
+        self._live: dict[bytes, Lease] = {}
+        self._dormant: OrderedDict[bytes, Lease] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Lease]:
+        """Live leases; the table may change meanwhile."""
+        return iter(list(self._live.values()))
+
+    def greet(self, identity: bytes, now_s: float) -> None:
+        """Gives a lease to who says Hello without having one."""
+        if self.hear(identity, now_s) is None and identity not in self._live:
+            self._live[identity] = Lease(identity, Outbox(self._engine_boot_id), now_s)
+
+    def hear(self, identity: bytes, now_s: float) -> Lease | None:
+        """Notes a sign of life; None for who never said Hello, or has said Goodbye."""
+        if identity in self._dormant:
+            self._live[identity] = self._dormant.pop(identity)
+        lease = self._live.get(identity)
+        if lease is None or lease.has_left:
+            return None
+        lease.last_heard_s = now_s
+        lease.is_ending = False
+        return lease
+
+    def get(self, identity: bytes) -> Lease | None:
+        """A live lease."""
+        return self._live.get(identity)
+
+    def silent(self, now_s: float) -> list[Lease]:
+        """Leases that have not been heard for too long and are not ending yet."""
+        return [lease for lease in self._live.values() if now_s - lease.last_heard_s > LEASE_TIMEOUT_S and not lease.is_ending]
+
+    def end(self, lease: Lease) -> None:
+        """Takes a lease without open requests off the table; unless its bearer has left, it may come back."""
+        assert not lease.open_requests, "a lease with open requests does not end"
+        del self._live[lease.identity]
+        lease.is_ending = False
+        if not lease.has_left:
+            lease.outbox = Outbox(self._engine_boot_id)
+            self._dormant[lease.identity] = lease
+            if len(self._dormant) > MAX_DORMANT:
+                self._dormant.popitem(last=False)

@@ -1,0 +1,222 @@
+"""The engine's own figures, in vLLM's names and meaning, without prefix; the engine is their one owner.
+
+Plain counters and histograms that cost a few additions per step; `EngineMetrics.export` turns them into ipc metrics when asked.
+The ledger: requests_admitted = requests_finished + requests_aborted + requests_failed + those running or waiting.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..ipc.messages import FinishReason, Metric, RejectReason, Sample
+from .request import Request
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TOKENS = tuple(float(2**exponent) for exponent in range(18))
+_MAX_HTTP_KEYS = 1000
+
+
+class Histogram:
+    """Counts of observations by bucket, and their sum."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.sum = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Takes the same value so many times."""
+        self._counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def sample(self) -> Sample:
+        """Its state with cumulative bucket counts."""
+        total = 0
+        cumulative = tuple(total := total + count for count in self._counts)
+        return Sample(labels={}, value=self.sum, bucket_counts=cumulative)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """What holds at the moment of asking."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    num_owned_blocks: int
+    block_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the pool."""
+        return self.num_free_blocks + self.num_cached_blocks + self.num_owned_blocks
+
+
+class EngineMetrics:
+    """Everything counted since the engine's start."""
+
+    def __init__(self) -> None:
+        self.num_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        self.num_preemptions = 0
+        self.num_prefix_queries = 0
+        """Tokens looked up in the prefix cache."""
+        self.num_prefix_hits = 0
+        """Tokens found there."""
+        self.num_admitted = 0
+        self.finished: Counter[FinishReason] = Counter()
+        self.rejected: Counter[RejectReason] = Counter()
+        self.num_ignored_frames = 0
+        self._histograms = {
+            "time_to_first_token_seconds": Histogram(_SECONDS),
+            "inter_token_latency_seconds": Histogram(_TOKEN_SECONDS),
+            "e2e_request_latency_seconds": Histogram(_SECONDS),
+            "request_queue_time_seconds": Histogram(_SECONDS),
+            "request_prompt_tokens": Histogram(_TOKENS),
+            "request_generation_tokens": Histogram(_TOKENS),
+            "iteration_tokens_total": Histogram(_TOKENS),
+        }
+        self._http_of: dict[bytes, dict[str, int]] = {}
+        self._http_of_gone: Counter[str] = Counter()
+
+    def on_started(self, request: Request, now_s: float) -> None:
+        """The request left the queue for the first time, its prefix looked up."""
+        self._histograms["request_queue_time_seconds"].observe(now_s - request.arrival_s)
+        self.num_prompt_tokens += request.num_prompt_tokens
+
+    def on_step(self, num_tokens: int) -> None:
+        """A step with so many tokens was planned."""
+        self._histograms["iteration_tokens_total"].observe(num_tokens)
+
+    def on_first_token(self, wait_s: float) -> None:
+        """A request's first token came so long after the request."""
+        self._histograms["time_to_first_token_seconds"].observe(wait_s)
+
+    def on_token_gaps(self, gaps_s: Mapping[float, int]) -> None:
+        """Later tokens came: gap to the one before -> how many."""
+        histogram = self._histograms["inter_token_latency_seconds"]
+        for gap_s, times in gaps_s.items():
+            histogram.observe(gap_s, times)
+
+    def on_finished(self, request: Request, reason: FinishReason, now_s: float) -> None:
+        """A request's terminal event."""
+        self.finished[reason] += 1
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self._histograms["e2e_request_latency_seconds"].observe(now_s - request.arrival_s)
+            self._histograms["request_prompt_tokens"].observe(request.num_prompt_tokens)
+            self._histograms["request_generation_tokens"].observe(len(request.token_ids) - request.num_prompt_tokens)
+
+    def set_http_responses(self, identity: bytes, totals: Mapping[str, int]) -> None:
+        """A frontend's running totals, "route status" -> responses; replaces what it said before."""
+        self._http_of[identity] = dict(list(totals.items())[:_MAX_HTTP_KEYS])
+
+    def forget_frontend(self, identity: bytes) -> None:
+        """Keeps a dead frontend's totals in the sum."""
+        for key, count in self._http_of.pop(identity, {}).items():
+            if key in self._http_of_gone or len(self._http_of_gone) < _MAX_HTTP_KEYS:
+                self._http_of_gone[key] += count
+
+    def export(self, gauges: Gauges) -> tuple[Metric, ...]:
+        """All families at this moment."""
+        return (*_gauge_metrics(gauges), *self._counter_metrics(), *self._histogram_metrics())
+
+    def _counter_metrics(self) -> list[Metric]:
+        finished = self.finished
+        num_done = finished[FinishReason.STOP] + finished[FinishReason.LENGTH]
+        return [
+            _counter("prompt_tokens", "Prompt tokens of requests that started.", self.num_prompt_tokens),
+            _counter("generation_tokens", "Tokens generated.", self.num_generation_tokens),
+            _counter("num_preemptions", "Times a running request lost its KV blocks to an older one.", self.num_preemptions),
+            _counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", self.num_prefix_queries),
+            _counter("prefix_cache_hits", "Tokens found in the prefix cache.", self.num_prefix_hits),
+            _counter("requests_admitted", "Requests taken in.", self.num_admitted),
+            _counter("requests_finished", "Requests that ended by themselves.", num_done),
+            _counter("requests_aborted", "Requests that were aborted.", finished[FinishReason.ABORT]),
+            _counter("requests_failed", "Requests that failed.", finished[FinishReason.ERROR]),
+            _counter("ignored_frames", "Messages that were none of the protocol's.", self.num_ignored_frames),
+            Metric(
+                name="request_success",
+                kind="counter",
+                help="Requests by the reason they ended.",
+                samples=tuple(_sample(finished[reason], finished_reason=reason.name.lower()) for reason in FinishReason),
+            ),
+            Metric(
+                name="requests_rejected",
+                kind="counter",
+                help="Requests refused, by reason.",
+                samples=tuple(_sample(self.rejected[reason], reason=reason.name.lower()) for reason in RejectReason),
+            ),
+            self._http_metric(),
+        ]
+
+    def _http_metric(self) -> Metric:
+        totals = Counter(self._http_of_gone)
+        for counts in self._http_of.values():
+            totals.update(counts)
+        samples = []
+        for key, count in sorted(totals.items()):
+            route, _, status = key.rpartition(" ")
+            samples.append(_sample(count, route=route, status=status))
+        return Metric(name="http_responses", kind="counter", help="HTTP responses of all frontends.", samples=tuple(samples))
+
+    def _histogram_metrics(self) -> list[Metric]:
+        return [
+            Metric(
+                name=name,
+                kind="histogram",
+                help=_HISTOGRAM_HELP[name],
+                samples=(histogram.sample(),),
+                bucket_bounds=histogram.bounds,
+            )
+            for name, histogram in self._histograms.items()
+        ]
+
+
+_HISTOGRAM_HELP = {
+    "time_to_first_token_seconds": "From a request's arrival in the engine to its first token.",
+    "inter_token_latency_seconds": "Between consecutive tokens of a request.",
+    "e2e_request_latency_seconds": "From a request's arrival in the engine to its end.",
+    "request_queue_time_seconds": "From a request's arrival in the engine to its first step.",
+    "request_prompt_tokens": "Prompt tokens of finished requests.",
+    "request_generation_tokens": "Output tokens of finished requests.",
+    "iteration_tokens_total": "Tokens of one step, prompt and output together.",
+}
+
+
+def _sample(value: float, **labels: str) -> Sample:
+    return Sample(labels=labels, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return Metric(name=name, kind="counter", help=text, samples=(_sample(value),))
+
+
+def _gauge(name: str, text: str, *samples: Sample) -> Metric:
+    return Metric(name=name, kind="gauge", help=text, samples=samples)
+
+
+def _gauge_metrics(gauges: Gauges) -> list[Metric]:
+    return [
+        _gauge("num_requests_running", "Requests that own a slot.", _sample(gauges.num_running)),
+        _gauge("num_requests_waiting", "Requests in the queue.", _sample(gauges.num_waiting)),
+        _gauge(
+            "kv_cache_usage_perc", "Share of KV blocks owned by requests.", _sample(gauges.num_owned_blocks / gauges.num_blocks)
+        ),
+        _gauge(
+            "kv_blocks",
+            "KV blocks by state.",
+            _sample(gauges.num_free_blocks, state="free"),
+            _sample(gauges.num_cached_blocks, state="cached"),
+            _sample(gauges.num_owned_blocks, state="owned"),
+        ),
+        _gauge(
+            "cache_config_info",
+            "The KV cache's shape.",
+            _sample(1, block_size=str(gauges.block_size), num_gpu_blocks=str(gauges.num_blocks)),
+        ),
+    ]
