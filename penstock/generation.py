@@ -1,0 +1,187 @@
+"""Drives the engine until a batch of prompts is answered: submit, step, collect; whatever happens, nothing stays behind."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from .answers import Answer, position_logprobs
+from .engine.core import EngineCore, Refused
+from .frontend.seeds import child_seed
+from .frontend.tokenizer import Tokenizer
+from .ipc.messages import RejectReason, Submit
+from .outputs import GenerationError, RequestOutput
+from .prompts import Prompt
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One prompt to answer."""
+
+    request_id: int
+    prompt: Prompt
+    params: SamplingParams
+    seed: int
+    """Of its first answer; the others' follow from it."""
+    max_tokens: int
+    """Of each answer: as asked, or what the context has left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A request of ours that the engine has not taken yet."""
+
+    key: int
+    submit: Submit
+
+
+class Generation:
+    """A batch of jobs on an engine that does nothing else meanwhile."""
+
+    def __init__(self, core: EngineCore, tokenizer: Tokenizer, jobs: Sequence[Job]) -> None:
+        self._core = core
+        self._tokenizer = tokenizer
+        self._jobs = jobs
+        self._answers: list[list[Answer]] = []
+        self._waiting: deque[_Pending] = deque()
+        self._running: dict[int, tuple[int, Answer]] = {}
+        """Key -> index of its job, its answer."""
+        keys = itertools.count(1)
+        for index, job in enumerate(jobs):
+            answers = [Answer(tokenizer, job.prompt.token_ids, job.params, child) for child in range(job.params.n)]
+            self._answers.append(answers)
+            for child, answer in enumerate(answers):
+                key = next(keys)
+                self._running[key] = (index, answer)
+                self._waiting.append(_Pending(key, _submit_of(job, key, child)))
+
+    def run(self, on_finished: Callable[[RequestOutput], None]) -> list[RequestOutput]:
+        """The outputs in the order of the jobs; `on_finished` hears of each as its last answer ends.
+
+        Raises ValueError when the engine refuses a request, GenerationError when it failed on some. Ctrl-C is heeded
+        between two steps, so that the engine stays whole.
+        """
+        num_open = [job.params.n for job in self._jobs]
+        outputs: dict[int, RequestOutput] = {}
+        with _interrupts_between_steps() as heed_interrupt:
+            try:
+                while self._running:
+                    self._submit_waiting()
+                    for index in self._step():
+                        num_open[index] -= 1
+                        if num_open[index] == 0:
+                            outputs[index] = self._output(index)
+                            on_finished(outputs[index])
+                    heed_interrupt()
+            finally:
+                self._leave()
+        in_order = [outputs[index] for index in range(len(self._jobs))]
+        self._raise_errors(in_order)
+        return in_order
+
+    def _submit_waiting(self) -> None:
+        while self._waiting:
+            pending = self._waiting[0]
+            try:
+                self._core.submit(pending.key, pending.submit)
+            except Refused as refused:
+                if refused.reason is RejectReason.OVERLOADED and self._core.has_work:
+                    return
+                raise ValueError(refused.message) from refused
+            self._waiting.popleft()
+
+    def _step(self) -> list[int]:
+        """One step of the engine; the jobs of the answers that ended with it."""
+        ended = []
+        for output in self._core.step():
+            if output.key not in self._running:
+                continue
+            index, answer = self._running[output.key]
+            answer.take(output)
+            if answer.has_ended:
+                del self._running[output.key]
+                ended.append(index)
+                if output.finish_reason is None:
+                    self._core.abort(output.key)
+        return ended
+
+    def _leave(self) -> None:
+        """Ends what still runs, and takes from the engine what it has to say about it."""
+        for key in self._running:
+            self._core.abort(key)
+        while self._core.has_work:
+            self._core.step()
+
+    def _output(self, index: int) -> RequestOutput:
+        job, answers = self._jobs[index], self._answers[index]
+        found = answers[0].prompt_logprobs
+        wants_prompt = job.params.prompt_logprobs is not None
+        of_prompt = [] if found is None else position_logprobs(self._tokenizer, found)
+        return RequestOutput(
+            request_id=str(job.request_id),
+            prompt=job.prompt.text,
+            prompt_token_ids=job.prompt.token_ids,
+            prompt_logprobs=[None, *of_prompt] if wants_prompt else None,
+            outputs=[answer.output() for answer in answers],
+            finished=all(answer.has_ended for answer in answers),
+            num_cached_tokens=answers[0].num_cached_tokens,
+        )
+
+    def _raise_errors(self, outputs: list[RequestOutput]) -> None:
+        errors = [
+            (job.request_id, answer.error)
+            for job, answers in zip(self._jobs, self._answers, strict=True)
+            for answer in answers
+            if answer.error is not None
+        ]
+        if errors:
+            raise GenerationError(f"{len(errors)} answers failed; request {errors[0][0]}: {errors[0][1]}", outputs)
+
+
+def _submit_of(job: Job, key: int, child: int) -> Submit:
+    sampling = job.params.to_sampling(seed=child_seed(job.seed, child), max_tokens=job.max_tokens)
+    if child > 0:
+        sampling = replace(sampling, prompt_logprobs=None)  # the first answer's are everyone's
+    return Submit(
+        request_id=key,
+        token_ids=array("i", job.prompt.token_ids).tobytes(),
+        num_output_tokens=0,
+        sampling=sampling,
+        cache_salt=job.prompt.cache_salt,
+    )
+
+
+@contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Keeps Ctrl-C until the yielded function is called; the second one in a row is not kept.
+
+    Python delivers signals to the main thread only, and only there can their handler be set.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield lambda: None
+        return
+    kept: list[tuple[int, FrameType | None]] = []
+
+    def keep(signal_number: int, frame: FrameType | None) -> None:
+        if kept:
+            previous(signal_number, frame)
+        kept.append((signal_number, frame))
+
+    def heed() -> None:
+        if kept:
+            previous(*kept.pop())
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, previous)
