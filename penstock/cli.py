@@ -1,4 +1,4 @@
-"""The command line: `penstock serve`, its parts `engine` and `frontend`, and `info`.
+"""The command line: `penstock serve`, its parts `engine` and `frontend`, `health` and `info`.
 
 Parses, and hands over to what runs the command; the processes' modules are imported only then. Exit codes: 0 after Ctrl-C or
 SIGTERM too, 2 for a command that was not understood or cannot work as asked, with one line on stderr that says why.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import __version__
+from . import __version__, flag_values
 from .flags import (
     USAGE_ERROR,
     Parser,
@@ -26,7 +26,7 @@ from .flags import (
     engine_config,
     frontend_config,
 )
-from .serve import API_KEY_VARIABLE, ServeConfig, serve
+from .serve import API_KEY_VARIABLE, OPEN_PORT_WARNING, ServeConfig, serve
 from .vllm_flags import add_vllm_flags
 
 USAGE = """\
@@ -37,7 +37,8 @@ Penstock serves open-weight language models over OpenAI's API.
 commands:
   serve      the whole server: an engine and its frontends on one port
   engine     the engine alone
-  frontend   one frontend alone
+  frontend   the frontends alone
+  health     whether an engine is ready and its steps advance
   info       versions, devices and the memory plan of a model
 
 `penstock COMMAND --help` lists the flags of a command, `penstock --version` says which Penstock this is.
@@ -52,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         "serve": _serve,
         "engine": _engine,
         "frontend": _frontend,
+        "health": _health,
         "info": _info,
     }
     command = arguments[0] if arguments else "--help"
@@ -81,8 +83,6 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    from .listener import ListenError, listen
-
     parser = Parser(
         "penstock serve",
         "%(prog)s [MODEL] [flags]",
@@ -101,13 +101,19 @@ def _serve(arguments: Sequence[str]) -> int:
             num_frontends=flags.frontends,
         )
         _warn(flags)
-        try:
-            listener = listen(config.frontend.host, config.frontend.port)
-        except ListenError as error:
-            say(f"error: {error}")
-            return USAGE_ERROR
-        with listener:
-            return serve(config, listener, os.environ, say)
+        return _listen_and_serve(config)
+
+
+def _listen_and_serve(config: ServeConfig) -> int:
+    from .listener import ListenError, listen
+
+    try:
+        listener = listen(config.frontend.host, config.frontend.port)
+    except ListenError as error:
+        say(f"error: {error}")
+        return USAGE_ERROR
+    with listener:
+        return serve(config, listener, os.environ, say)
 
 
 def _engine(arguments: Sequence[str]) -> int:
@@ -134,9 +140,9 @@ def _frontend(arguments: Sequence[str]) -> int:
     parser = Parser(
         "penstock frontend",
         "%(prog)s --socket-dir DIR [flags]",
-        "Runs one frontend alone; it finds the engine of the same --socket-dir.",
+        "Runs frontends alone; they find the engine of the same --socket-dir.",
     )
-    add_http_flags(parser)
+    add_http_flags(parser, several_frontends=True)
     _add_process_flags(parser)
     parser.add_argument("--name", help="told apart in logs and metrics (default: frontend)")
     parser.add_argument(
@@ -144,10 +150,37 @@ def _frontend(arguments: Sequence[str]) -> int:
     )
     flags = parser.parse(arguments)
     config = frontend_config(parser, flags, flags.socket_dir, os.environ.get(API_KEY_VARIABLE, ""))
+    if flags.frontends > 1 and flags.listen_fd is not None:
+        parser.error("--listen-fd is for one frontend")
     _prepare_process(flags)
+    if flags.frontends > 1:
+        return _listen_and_serve(ServeConfig(engine=None, frontend=config, num_frontends=flags.frontends))
     from .frontend.main import run
+    from .listener import is_loopback
 
+    if flags.listen_fd is None and not config.api_keys and not is_loopback(config.host):
+        say(OPEN_PORT_WARNING)
     return run(config)
+
+
+def _health(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        "penstock health",
+        "%(prog)s --socket-dir DIR [flags]",
+        "Asks the engine of a --socket-dir how it does; exit code 0 if it is ready and its steps advance, else 1.",
+    )
+    parser.add_argument("--socket-dir", type=Path, required=True, metavar="DIR", help="the engine's directory of sockets")
+    parser.add_argument(
+        "--timeout",
+        type=flag_values.seconds,
+        default=4.0,
+        metavar="SECONDS",
+        help="how long its answers may take (default: 4)",
+    )
+    flags = parser.parse(arguments)
+    from .health import run
+
+    return run(flags.socket_dir, flags.timeout)
 
 
 def _info(arguments: Sequence[str]) -> int:

@@ -41,8 +41,12 @@ def server_url(listener: socket.socket) -> str:
 
 def is_public(listener: socket.socket) -> bool:
     """Whether other machines can reach the socket."""
-    host = str(listener.getsockname()[0])
-    return not (host.startswith("127.") or host == "::1")
+    return not is_loopback(str(listener.getsockname()[0]))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on this address."""
+    return host.startswith("127.") or host in ("::1", "localhost")
 
 
 def _explain(error: OSError, host: str, port: int) -> str:

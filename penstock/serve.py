@@ -1,4 +1,4 @@
-"""`penstock serve`: one engine and N frontends on one port, under a supervisor."""
+"""`penstock serve`: one engine and N frontends on one port, under a supervisor; without the engine, several frontends alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from .processes import ChildCommand
 from .supervisor import ServerPlan, Supervisor
 
 API_KEY_VARIABLE = "PENSTOCK_API_KEY"
+OPEN_PORT_WARNING = "warning: other machines can reach this port and no key is asked for, see --api-key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """The flags of `penstock serve`."""
 
-    engine: EngineConfig
+    engine: EngineConfig | None
+    """None: it runs under another supervisor."""
     frontend: FrontendConfig
     num_frontends: int
 
@@ -37,7 +39,7 @@ def plan_server(config: ServeConfig, listener: socket.socket, environment: Mappi
     with_keys = without_keys | ({API_KEY_VARIABLE: ",".join(api_keys)} if api_keys else {})
     frontends = []
     for number in range(config.num_frontends):
-        frontend = replace(config.frontend, name=f"frontend-{number}", listen_fd=listener.fileno())
+        frontend = replace(config.frontend, name=f"{config.frontend.name}-{number}", listen_fd=listener.fileno())
         frontends.append(
             ChildCommand(
                 name=frontend.name,
@@ -46,12 +48,12 @@ def plan_server(config: ServeConfig, listener: socket.socket, environment: Mappi
                 inherited_fds=(listener.fileno(),),
             )
         )
+    engine = None
+    if config.engine is not None:
+        arguments = (*program, "engine", parent, *engine_arguments(config.engine))
+        engine = ChildCommand(name="the engine", arguments=arguments, environment=without_keys)
     return ServerPlan(
-        engine=ChildCommand(
-            name="the engine",
-            arguments=(*program, "engine", parent, *engine_arguments(config.engine)),
-            environment=without_keys,
-        ),
+        engine=engine,
         frontends=tuple(frontends),
         url=server_url(listener),
         api_key=api_keys[0] if api_keys else None,
@@ -63,9 +65,10 @@ def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str
     """Serves until a signal comes; returns the exit code."""
     plan = plan_server(config, listener, environment)
     frontends = "1 frontend" if config.num_frontends == 1 else f"{config.num_frontends} frontends"
-    say(f"starting the engine with {config.engine.model or 'the demo model'}, and {frontends} on {plan.url}")
+    engine = f"the engine with {config.engine.model or 'the demo model'}, and " if config.engine is not None else ""
+    say(f"starting {engine}{frontends} on {plan.url}")
     if is_public(listener) and not config.frontend.api_keys:
-        say("warning: other machines can reach this port and no key is asked for, see --api-key")
+        say(OPEN_PORT_WARNING)
 
     async def run() -> int:
         return await Supervisor(plan, say).run()

@@ -1,7 +1,8 @@
-"""Keeps one engine and its frontends running: starts them, restarts what dies, drains on SIGTERM, leaves nothing behind.
+"""Keeps an engine and its frontends running: starts them, restarts what dies, drains on SIGTERM, leaves nothing behind.
 
 Frontends start at once and answer 503 until the engine is ready. An engine that fails before the server was ever ready ends
-everything with its exit code; one that dies later is started again, as is a frontend at any time.
+everything with its exit code; one that dies later is started again, as is a frontend at any time. The engine may also be
+somebody else's child: then only the frontends are kept.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ KILLED_BY_HAND = 128 + signal.SIGINT
 class ServerPlan:
     """What one `penstock serve` consists of."""
 
-    engine: ChildCommand
+    engine: ChildCommand | None
+    """None: it runs under another supervisor."""
     frontends: tuple[ChildCommand, ...]
     url: str
     """Where this machine reaches the listening socket, without a path."""
@@ -61,13 +63,14 @@ class Supervisor:
         try:
             with self._signals():
                 async with asyncio.TaskGroup() as group:
-                    engine = group.create_task(self._keep(self._plan.engine, is_engine=True))
+                    engines = [] if self._plan.engine is None else [self._plan.engine]
+                    engine_keepers = [group.create_task(self._keep(one, is_engine=True)) for one in engines]
                     frontends = [group.create_task(self._keep(one, is_engine=False)) for one in self._plan.frontends]
                     announcer = group.create_task(self._announce())
                     await self._stopping.wait()
                     announcer.cancel()
                     await self._end(self._plan.frontends, frontends, self._plan.shutdown_timeout_s)
-                    await self._end([self._plan.engine], [engine], 0)
+                    await self._end(engines, engine_keepers, 0)
         finally:
             self._kill_all()
         return self._exit_code or 0
@@ -125,6 +128,8 @@ class Supervisor:
 
     async def _end(self, commands: Sequence[ChildCommand], keepers: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
         """Ends these children: SIGTERM, and SIGKILL for who has not gone in time."""
+        if not keepers:
+            return
         for command in commands:
             if command.name in self._processes:
                 terminate(self._processes[command.name])
