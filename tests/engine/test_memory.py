@@ -1,0 +1,275 @@
+"""The memory plan: what fits, and what is said when it does not."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from penstock.engine.config import EngineConfig
+from penstock.engine.errors import EngineStartError
+from penstock.engine.kv_blocks import KVBlocks
+from penstock.engine.memory import (
+    ATTENTION_ROUND_ELEMENTS,
+    blocks_for,
+    count_block_bytes,
+    count_parameters,
+    longest_request,
+    plan_memory,
+)
+from penstock.engine.memory_probe import DeviceMemory
+from penstock.engine.model_config import ModelConfig
+from penstock.engine.models import build_model
+from penstock.engine.rope_config import DefaultRope, LinearRope
+from penstock.engine.weights import fill_with_dummy_weights
+from penstock.kernels import ops, reference_attention
+
+GIB = 1 << 30
+TINY = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=320,
+    hidden_size=64,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=4096,
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    rope=DefaultRope(10_000.0),
+    layer_windows=(None,) * 4,
+    dtype="float32",
+    eos_token_ids=(),
+    generation_defaults={},
+)
+TINY_BLOCK_BYTES = 2 * 4 * 16 * 2 * 16 * 4
+LLAMA_8B = replace(
+    TINY,
+    vocab_size=128256,
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    max_position_embeddings=131072,
+    layer_windows=(None,) * 32,
+    dtype="bfloat16",
+)
+CPU = DeviceMemory("cpu", 16 * GIB, 8 * GIB)
+H200 = DeviceMemory("cuda", 140 * GIB, 139 * GIB)
+
+
+def engine(**settings: Any) -> EngineConfig:
+    return EngineConfig(**{"max_num_batched_tokens": 64, "max_num_seqs": 8, **settings})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
+        {"architecture": "MistralForCausalLM", "num_kv_heads": 4},
+        {"architecture": "Qwen2ForCausalLM", "qkv_bias": True},
+        {"architecture": "Qwen3ForCausalLM", "qk_norm": True, "head_dim": 32},
+    ],
+)
+def test_weights_are_counted_as_built(changes: dict[str, Any]) -> None:
+    config = replace(TINY, **changes)
+    model = build_model(config, device="cpu", dtype=torch.bfloat16)
+    assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_llama_3_1_8b_has_its_8_billion_parameters() -> None:
+    assert count_parameters(LLAMA_8B) == 8_030_261_248
+
+
+def test_a_block_takes_what_the_caches_take() -> None:
+    k_cache, v_cache = ops.make_kv_cache(10, 16, 2, 16, torch.float32, torch.device("cpu"))
+    assert count_block_bytes(TINY, 16, "float32") == 4 * (k_cache.nbytes + v_cache.nbytes) // 10 == TINY_BLOCK_BYTES
+
+
+def test_the_attention_twins_scratch_is_the_one_planned_for() -> None:
+    assert reference_attention.MAX_GATHERED_ELEMENTS == ATTENTION_ROUND_ELEMENTS
+
+
+def test_on_the_cpu_the_kv_cache_takes_one_gib() -> None:
+    plan = plan_memory(TINY, engine(), CPU, "float32")
+    assert plan.num_blocks == GIB // TINY_BLOCK_BYTES
+    assert plan.kv_cache_bytes == plan.num_blocks * plan.block_bytes <= GIB
+    assert plan.weights_bytes == count_parameters(TINY) * 4
+    assert plan.max_model_len == 4096
+    assert plan.num_full_length_requests == plan.num_blocks / 256
+    assert plan.notes == ()
+
+
+def test_on_the_cpu_free_memory_bounds_the_kv_cache() -> None:
+    plan = plan_memory(TINY, engine(), DeviceMemory("cpu", 16 * GIB, GIB), "float32")
+    assert plan.num_blocks == (int(0.92 * GIB) - plan.weights_bytes - plan.activation_bytes) // TINY_BLOCK_BYTES
+
+
+def test_on_cuda_everything_together_takes_the_asked_share() -> None:
+    plan = plan_memory(LLAMA_8B, engine(gpu_memory_utilization=0.5), H200, "bfloat16")
+    together = plan.weights_bytes + plan.activation_bytes + plan.kv_cache_bytes
+    assert 70 * GIB - plan.block_bytes < together <= 70 * GIB
+
+
+def test_on_cuda_memory_that_others_use_is_left_to_them() -> None:
+    plan = plan_memory(LLAMA_8B, engine(), replace(H200, free_bytes=40 * GIB), "bfloat16")
+    assert plan.weights_bytes + plan.activation_bytes + plan.kv_cache_bytes <= 40 * GIB
+
+
+def test_a_given_kv_cache_size_is_taken() -> None:
+    assert plan_memory(TINY, engine(kv_cache_memory_bytes=3 * GIB), CPU, "float32").num_blocks == 3 * GIB // TINY_BLOCK_BYTES
+
+
+def test_a_given_number_of_blocks_is_taken() -> None:
+    plan = plan_memory(TINY, engine(num_gpu_blocks_override=300, kv_cache_memory_bytes=GIB), CPU, "float32")
+    assert plan.num_blocks == 300
+
+
+def test_a_context_that_does_not_fit_is_shortened_unless_it_was_asked_for() -> None:
+    plan = plan_memory(TINY, engine(num_gpu_blocks_override=100), CPU, "float32")
+    assert plan.max_model_len == 1600
+    assert plan.num_full_length_requests == 1.0
+    assert plan.notes == ("max_model_len lowered from the model's 4,096 to 1,600: that is what fits into the KV cache",)
+    with pytest.raises(
+        EngineStartError, match=r"2,000 tokens does not fit into the 100 KV blocks: use --max-model-len 1600 or less"
+    ):
+        plan_memory(TINY, engine(num_gpu_blocks_override=100, max_model_len=2000), CPU, "float32")
+
+
+def test_a_context_longer_than_the_models_is_refused() -> None:
+    with pytest.raises(
+        EngineStartError, match=r"--max-model-len 4097 is longer than the model's context: it can be at most 4096"
+    ):
+        plan_memory(TINY, engine(max_model_len=4097), CPU, "float32")
+    scaled = replace(TINY, rope=LinearRope(10_000.0, 2.0))
+    assert plan_memory(scaled, engine(), CPU, "float32").max_model_len == 4096
+    assert plan_memory(scaled, engine(max_model_len=8192), CPU, "float32").max_model_len == 8192
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory", "message"),
+    [
+        (
+            {},
+            replace(H200, free_bytes=10 * GIB),
+            r"not enough memory for the model: weights take 15.0 GiB .* 10.0 GiB of 140.0 GiB",
+        ),
+        (
+            {"gpu_memory_utilization": 0.1},
+            H200,
+            r"not enough memory for a KV cache: .* --gpu-memory-utilization 0.1 allows 14.0 GiB",
+        ),
+        (
+            {"kv_cache_memory_bytes": 130 * GIB},
+            H200,
+            r"--kv-cache-memory-bytes asks for 130.0 GiB of KV cache, but weights take",
+        ),
+        ({"kv_cache_memory_bytes": 100}, H200, r"--kv-cache-memory-bytes is too small: one KV block takes 2.0 MiB"),
+        ({"num_gpu_blocks_override": 10**6}, H200, r"--num-gpu-blocks-override asks for 1.9 TiB of KV cache"),
+    ],
+)
+def test_too_little_memory_is_said_with_numbers(settings: dict[str, Any], memory: DeviceMemory, message: str) -> None:
+    with pytest.raises(EngineStartError, match=message):
+        plan_memory(LLAMA_8B, engine(**settings), memory, "bfloat16")
+
+
+def test_kv_groups_share_the_blocks_of_the_largest() -> None:
+    mixed = replace(TINY, layer_windows=(None, None, None, 40))
+    assert count_block_bytes(mixed, 16, "float32") == TINY_BLOCK_BYTES // 4 * 3
+    assert plan_memory(mixed, engine(num_gpu_blocks_override=100), CPU, "float32").max_model_len == (100 - 8) * 16
+
+
+@pytest.mark.parametrize("windows", [(None, None), (40, 40), (None, 40), (16, 500)])
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 100, 333, 4096])
+def test_a_request_needs_as_many_blocks_as_the_scheduler_will_say(windows: tuple[int | None, ...], num_tokens: int) -> None:
+    config, settings = replace(TINY, num_layers=2, layer_windows=windows), engine()
+    groups = [group.window for group in config.kv_groups]
+    blocks = KVBlocks(num_blocks=1, block_size=16, windows=groups, max_step_tokens=64, caches_prefixes=True)
+    assert blocks_for(config, settings, num_tokens) == blocks.num_blocks_for(num_tokens)
+
+
+@pytest.mark.parametrize("windows", [(None, None), (40, 40), (None, 40), (16, 500)])
+def test_the_longest_request_fits_and_one_block_more_does_not(windows: tuple[int | None, ...]) -> None:
+    config, settings = replace(TINY, num_layers=2, layer_windows=windows), engine()
+    for num_blocks in (0, 1, 5, 7, 30, 100, 255, 1000):
+        longest = longest_request(config, settings, num_blocks, 4090)
+        assert blocks_for(config, settings, longest) <= num_blocks
+        assert longest == 4090 or blocks_for(config, settings, longest + 1) > num_blocks
+
+
+def test_the_table_is_small_and_aligned() -> None:
+    plan = plan_memory(LLAMA_8B, engine(max_num_batched_tokens=2048, max_num_seqs=256), H200, "bfloat16")
+    lines = plan.table().splitlines()
+    assert [re.split(r"  +", line)[0] for line in lines] == ["weights", "activations", "KV cache", "full-length requests"]
+    assert re.fullmatch(r"weights +15\.0 GiB  bfloat16", lines[0])
+    assert re.fullmatch(r"KV cache +\d+\.\d GiB  [\d,]+ blocks of 16 tokens: [\d,]+ tokens", lines[2])
+    assert re.fullmatch(r"full-length requests +\d\.\d  of 131,072 tokens at once", lines[3])
+    assert all(re.match(r"[\w -]{20}  [\w. ]{9}  \S", line) for line in lines)
+    assert max(map(len, lines)) < 100
+
+
+def test_the_table_ends_with_the_notes() -> None:
+    plan = plan_memory(TINY, engine(num_gpu_blocks_override=100), CPU, "float32")
+    assert plan.table().splitlines()[-1] == plan.notes[0]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations made and that still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: Counter[int] = Counter()
+        self.sizes: dict[int, int] = {}
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor)
+        self.peak_bytes = max(self.peak_bytes, sum(self.sizes[pointer] for pointer in +self.live))
+        return result
+
+    def _watch(self, tensor: torch.Tensor) -> None:
+        pointer = tensor.untyped_storage().data_ptr()
+        self.live[pointer] += 1
+        self.sizes[pointer] = tensor.untyped_storage().nbytes()
+        weakref.finalize(tensor, self.live.subtract, [pointer])
+
+
+@pytest.mark.parametrize("query_lens", [[512], [1, 1, 1, 1], [300, 1, 1, 210]])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_takes_no_more_than_was_planned_for_it(query_lens: list[int], dtype: str) -> None:
+    config, settings = replace(TINY, max_position_embeddings=1024), engine(max_num_batched_tokens=512, max_num_seqs=4)
+    plan = plan_memory(config, settings, CPU, dtype)
+    model = build_model(config, device="cpu", dtype=getattr(torch, dtype))
+    fill_with_dummy_weights(model, 0)
+    num_requests, num_tokens = len(query_lens), sum(query_lens)
+    cache = ops.make_kv_cache(64 * num_requests, 16, 2, 16, getattr(torch, dtype), torch.device("cpu"))
+    batch = ops.AttentionBatch(
+        block_table=torch.arange(64 * num_requests, dtype=torch.int32).view(num_requests, 64),
+        query_start=torch.tensor([0, *query_lens]).cumsum(0).int(),
+        context_lens=torch.full((num_requests,), 1024, dtype=torch.int32),
+        kv_slots=torch.arange(num_tokens),
+        max_query_len=max(query_lens),
+        max_context_len=1024,
+    )
+    ids = torch.zeros(num_tokens, dtype=torch.int64)
+    with torch.no_grad(), PeakMemory() as peak:
+        model.logits(model(ids, ids, [cache] * 4, [batch])[:num_requests])
+    assert plan.activation_bytes * (0.1 if num_tokens == 512 else 0.01) < peak.peak_bytes < plan.activation_bytes
