@@ -96,7 +96,7 @@ def _fault(name: str, value: Any) -> str | None:
 
 
 def _check_foreign(name: str, value: Any) -> None:
-    """A keyword of vLLM: without effect here it is accepted with a warning, not built yet only with a value that asks for nothing."""
+    """A keyword of vLLM: accepted with a warning if it has no effect here; if it is not built, only with a harmless value."""
     flag = f"--{name.replace('_', '-')}"
     if name == "enable_chunked_prefill":
         if not value:
