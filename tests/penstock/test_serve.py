@@ -19,6 +19,7 @@ def test_the_plan_has_an_engine_and_frontends_on_one_socket() -> None:
     with listen("127.0.0.1", 0) as listener:
         plan = plan_server(config, listener, {"HOME": "/home"})
         fd = listener.fileno()
+    assert plan.engine is not None
     assert {"engine", "--model=X", f"--socket-dir={SOCKET_DIR}"} <= set(plan.engine.arguments)
     assert plan.engine.inherited_fds == ()
     assert [frontend.name for frontend in plan.frontends] == ["frontend-0", "frontend-1", "frontend-2"]
@@ -37,6 +38,7 @@ def test_keys_are_in_the_environment_of_the_frontends_and_nowhere_else() -> None
     with listen("127.0.0.1", 0) as listener:
         plan = plan_server(config, listener, {"PENSTOCK_API_KEY": "secret-2"})
     assert plan.frontends[0].environment == {"PENSTOCK_API_KEY": "secret-1,secret-2"}
+    assert plan.engine is not None
     assert plan.engine.environment == {}
     assert not any("secret" in argument for child in (plan.engine, *plan.frontends) for argument in child.arguments)
     assert plan.api_key == "secret-1"
