@@ -228,11 +228,11 @@ def test_the_table_ends_with_the_notes() -> None:
     assert plan.table().splitlines()[-1] == plan.notes[0]
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operations made and that still live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live: Counter[int] = Counter()
         self.sizes: dict[int, int] = {}
         self.peak_bytes = 0
