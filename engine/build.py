@@ -95,7 +95,6 @@ def _load_torch(config: EngineConfig) -> LoadedEngine:
 
     files = resolve_model(config)
     model_config = ModelConfig.from_dir(files.model_dir)
-    _say("Importing torch")
     device = _device(config)
     dtype = _dtype(config, model_config, device)
     memory_plan = plan_memory(model_config, config, probe_memory(device), dtype)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ..ipc.messages import Submit
 from .errors import Refused
+from .outputs import RequestOutput
 from .plan import PendingStep, Runner, StepPlan, StepResult
-from .request import RequestOutput
 from .scheduler import Scheduler
 
 __all__ = ["EngineCore", "Refused", "RequestOutput"]

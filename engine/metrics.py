@@ -81,27 +81,39 @@ class EngineMetrics:
             "request_generation_tokens": Histogram(_TOKENS),
             "iteration_tokens_total": Histogram(_TOKENS),
         }
+        self._gap_s = 0.0
+        self._num_gaps = 0
         self._http_of: dict[bytes, dict[str, int]] = {}
         self._http_of_gone: Counter[str] = Counter()
 
-    def on_started(self, request: Request, now_s: float) -> None:
-        """The request left the queue for the first time, its prefix looked up."""
-        self._histograms["request_queue_time_seconds"].observe(now_s - request.arrival_s)
+    def on_started(self, request: Request, num_hit_tokens: int | None) -> None:
+        """The request left the queue for the first time; None: the prefix cache was not asked."""
+        assert request.scheduled_s is not None, "the request has started"
+        self._histograms["request_queue_time_seconds"].observe(request.scheduled_s - request.arrival_s)
         self.num_prompt_tokens += request.num_prompt_tokens
+        if num_hit_tokens is not None:
+            self.num_prefix_queries += len(request.token_ids)
+            self.num_prefix_hits += num_hit_tokens
 
     def on_step(self, num_tokens: int) -> None:
         """A step with so many tokens was planned."""
         self._histograms["iteration_tokens_total"].observe(num_tokens)
 
-    def on_first_token(self, wait_s: float) -> None:
-        """A request's first token came so long after the request."""
-        self._histograms["time_to_first_token_seconds"].observe(wait_s)
+    def on_token(self, request: Request, now_s: float) -> None:
+        """A step yielded output for the request. Gaps that are alike, as those of one step mostly are, are counted together."""
+        if request.last_token_s is None:
+            self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_s)
+        else:
+            gap_s = now_s - request.last_token_s
+            if gap_s != self._gap_s:
+                self._flush_gaps()
+                self._gap_s = gap_s
+            self._num_gaps += 1
+        request.last_token_s = now_s
 
-    def on_token_gaps(self, gaps_s: Mapping[float, int]) -> None:
-        """Later tokens came: gap to the one before -> how many."""
-        histogram = self._histograms["inter_token_latency_seconds"]
-        for gap_s, times in gaps_s.items():
-            histogram.observe(gap_s, times)
+    def _flush_gaps(self) -> None:
+        self._histograms["inter_token_latency_seconds"].observe(self._gap_s, self._num_gaps)
+        self._num_gaps = 0
 
     def on_finished(self, request: Request, reason: FinishReason, now_s: float) -> None:
         """A request's terminal event."""
@@ -109,7 +121,7 @@ class EngineMetrics:
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._histograms["e2e_request_latency_seconds"].observe(now_s - request.arrival_s)
             self._histograms["request_prompt_tokens"].observe(request.num_prompt_tokens)
-            self._histograms["request_generation_tokens"].observe(len(request.token_ids) - request.num_prompt_tokens)
+            self._histograms["request_generation_tokens"].observe(request.num_known_output_tokens)
 
     def set_http_responses(self, identity: bytes, totals: Mapping[str, int]) -> None:
         """A frontend's running totals, "route status" -> responses; replaces what it said before."""
@@ -123,6 +135,7 @@ class EngineMetrics:
 
     def export(self, gauges: Gauges) -> tuple[Metric, ...]:
         """All families at this moment."""
+        self._flush_gaps()
         return (*_gauge_metrics(gauges), *self._counter_metrics(), *self._histogram_metrics())
 
     def _counter_metrics(self) -> list[Metric]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from ..ipc.messages import Detail, FinishReason, Outputs, Rejected, ToFrontend, TokenLogprobs
 from ..ipc.sockets import SlowPeer
+from .outputs import RequestOutput
 from .plan import PositionLogprobs
-from .request import RequestOutput
 
 FLUSH_INTERVAL_S = 0.002
 RETRY_INTERVAL_S = 0.01

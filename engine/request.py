@@ -76,8 +76,13 @@ class Request:
         return len(self.token_ids) + self.num_pending_tokens
 
     @property
+    def num_known_output_tokens(self) -> int:
+        """Output tokens the host knows, those that came with the request included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
     def num_output_tokens(self) -> int:
-        """Output tokens among `num_tokens`, those that came with the request included."""
+        """The same with pending ones."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_prompt_tokens
 
     @property
@@ -93,28 +98,17 @@ class Request:
             return 0
         return num_tokens - self.num_computed_tokens
 
+    def reason_to_end(self, eos_token_ids: frozenset[int]) -> FinishReason | None:
+        """Whether the last known token ends the request. STOP goes before LENGTH."""
+        sampling = self.sampling
+        token_id = self.token_ids[-1]
+        if self.num_known_output_tokens > sampling.min_tokens and (
+            token_id in sampling.stop_token_ids or (token_id in eos_token_ids and not sampling.ignore_eos)
+        ):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
+
     @property
     def owes_prompt_logprobs(self) -> bool:
         """The request asked for them and they are not out yet."""
         return self.sampling.prompt_logprobs is not None and not self.has_answered
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestOutput:
-    """What one step adds to one request. Exactly one output of a request has a finish reason, its last."""
-
-    key: Hashable
-    position: int
-    """Index of the first token here among the request's output tokens."""
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    num_cached_tokens: int | None = None
-    """Prompt tokens found in the prefix cache; with the first output."""
-    stop_token_id: int | None = None
-    """The token that ended the request, with FinishReason.STOP."""
-    logprobs: PositionLogprobs | None = None
-    """Of `token_ids`, where asked for."""
-    prompt_logprobs: PositionLogprobs | None = None
-    """Of prompt positions 1 .. n-1; with the first output, where asked for."""
-    error: str | None = None
-    """With FinishReason.ERROR."""

@@ -28,7 +28,7 @@ from .errors import Refused
 from .facts import ModelFacts
 from .leases import Lease, Leases
 from .outbox import RETRY_INTERVAL_S, Outbox
-from .request import RequestOutput
+from .outputs import RequestOutput
 
 MAX_FRAMES_PER_STEP = 1000
 """Taken from each socket between two steps; more than the queue of one step needs, few enough that a flood cannot stop the
@@ -172,10 +172,12 @@ class EngineServer:
             self._core.submit((lease.identity, submit.request_id), submit)
             lease.open_requests.add(submit.request_id)
         except Refused as refusal:
+            self._metrics.rejected[refusal.reason] += 1
             rejected = messages.Rejected(submit.request_id, refusal.reason, refusal.message, refusal.param)
             lease.outbox.reject(rejected)
         except Exception:
             traceback.print_exc()
+            self._metrics.rejected[RejectReason.INVALID] += 1
             rejected = messages.Rejected(submit.request_id, RejectReason.INVALID, "the request cannot be read", None)
             lease.outbox.reject(rejected)
 
