@@ -6,8 +6,9 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, BadRequest, BodyTooLarge, RequestTimeout, UnsupportedMedia, error_response
+from .errors import ApiError, BadRequest, BodyTooLarge, HeadersTooLarge, RequestTimeout, UnsupportedMedia, error_response
 
+MAX_HEADER_BYTES = 64 << 10
 BODY_PAUSE_LIMIT_S = 30.0
 """The next piece of a body must come within this time."""
 
@@ -32,6 +33,8 @@ class BodyLimit:
 
     def _check_headers(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"The request's headers are larger than {MAX_HEADER_BYTES} bytes.")
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
             raise UnsupportedMedia("Compressed bodies are not accepted.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from .answers import answer, unless_gone
+from .answers import answer
 from .chat_types import ChatRequest, TemplateFields
 from .errors import BadRequest
 from .generation import ChoiceDelta, Generation, Prompt
@@ -29,7 +29,7 @@ def chat_router(service: Service) -> APIRouter:
         model = service.ready_model()
         model.check_name(body.model)
         _check(body, service)
-        prompt = await unless_gone(request, _prompt(body, model))
+        prompt = await _prompt(body, model)
         generation = await Generation.start(service.client, model.tokenizer, body, [prompt])
         return await answer(request, service, body, generation, ChatShape(body, model))
 
@@ -40,7 +40,7 @@ def _check(body: ChatRequest, service: Service) -> None:
     service.undeclared_fields.check(body.model_extra)
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options is only allowed when stream is true.", "stream_options")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs is only allowed when logprobs is true.", "top_logprobs")
 
 
@@ -64,7 +64,7 @@ async def encode_conversation(fields: TemplateFields, model: ServedModel, *, add
     options["continue_final_message"] = fields.continue_final_message
     options["add_generation_prompt"] = not fields.continue_final_message and fields.add_generation_prompt is not False
     text = await model.render([message.for_template() for message in fields.messages], options)
-    token_ids = await model.encode(text, add_special_tokens=add_special_tokens, param="messages")
+    [token_ids] = await model.encode([text], add_special_tokens=add_special_tokens, param="messages")
     if not token_ids:
         raise BadRequest("messages: the prompt is empty", "messages")
     return token_ids

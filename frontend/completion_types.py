@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, SkipValidation, field_validator
 
 from .openai_types import MAX_LOGPROBS, GenerationFields
 
@@ -14,7 +14,7 @@ MAX_PROMPTS = 1024
 class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | list[str] | list[int] | list[list[int]], SkipValidation]
     """One text, several, one list of token ids, or several."""
     echo: bool | None = None
     """The prompt is part of the answer; with logprobs also its tokens'."""
@@ -24,7 +24,7 @@ class CompletionRequest(GenerationFields):
     @field_validator("prompt", mode="before")
     @classmethod
     def _one_kind(cls, prompt: Any) -> Any:
-        """Says what is wrong in one sentence instead of once for every kind of prompt there is."""
+        """Checks the type: pydantic would try every kind of prompt on every token id."""
         items = prompt if isinstance(prompt, list) else [prompt]
         kinds = {_kind(item) for item in items}
         if not items or len(kinds) != 1 or kinds == {"something else"} or (kinds == {"id"} and not isinstance(prompt, list)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from .answers import answer, unless_gone
+from .answers import answer
 from .completion_types import CompletionRequest
 from .errors import BadRequest
 from .generation import ChoiceDelta, Generation, Prompt
@@ -32,7 +32,7 @@ def completions_router(service: Service) -> APIRouter:
         model = service.ready_model()
         model.check_name(body.model)
         _check(body, service)
-        prompts = await unless_gone(request, _prompts(body, model))
+        prompts = await _prompts(body, model)
         generation = await Generation.start(service.client, model.tokenizer, body, prompts)
         return await answer(request, service, body, generation, CompletionShape(body, model, prompts))
 
@@ -52,13 +52,12 @@ def _check(body: CompletionRequest, service: Service) -> None:
 
 async def _prompts(body: CompletionRequest, model: ServedModel) -> list[Prompt]:
     wanted = LogprobsWanted(output=body.logprobs, prompt=body.logprobs if body.echo else None)
+    given = body.prompts()
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    encoded = await model.encode(texts, add_special_tokens=body.add_special_tokens, param="prompt")
     prompts = []
-    for prompt in body.prompts():
-        if isinstance(prompt, str):
-            token_ids = await model.encode(prompt, add_special_tokens=body.add_special_tokens, param="prompt")
-        else:
-            token_ids = prompt
-            model.check_token_ids(token_ids, "prompt")
+    for token_ids in encoded or [prompt for prompt in given if isinstance(prompt, list)]:
+        model.check_token_ids(token_ids, "prompt")
         if not token_ids:
             raise BadRequest("prompt: must not be empty", "prompt")
         param = "prompt" if body.max_tokens is None else "max_tokens"

@@ -9,6 +9,7 @@ ApiError
 ├── RequestTimeout 408        the body did not come
 ├── BodyTooLarge 413
 ├── UnsupportedMedia 415
+├── HeadersTooLarge 431
 ├── ClientGone 499            nobody reads it; for the figures
 ├── InternalError 500         never carries an exception's own text
 └── Unavailable 503           with Retry-After
@@ -92,6 +93,11 @@ class RequestTimeout(ApiError):
 
 class UnsupportedMedia(ApiError):
     status = 415
+    type = "invalid_request_error"
+
+
+class HeadersTooLarge(ApiError):
+    status = 431
     type = "invalid_request_error"
 
 

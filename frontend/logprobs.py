@@ -72,4 +72,4 @@ def join_logprobs(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB)
+    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB  # also for NaN

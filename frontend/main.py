@@ -32,6 +32,8 @@ def run(config: FrontendConfig) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), format=f"%(asctime)s %(levelname)s {config.name}: %(message)s", stream=sys.stderr
     )
+    for chatty in ("uvicorn.error", "asyncio", "sse_starlette"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         listener = _listener(config)
     except OSError as error:
@@ -64,11 +66,11 @@ async def serve(config: FrontendConfig, listener: socket.socket) -> None:
     def stop() -> None:
         if service.is_draining:
             server.force_exit = True
-            service.client.fail_all("the server is shutting down")
+            service.client.on_lost("the server is shutting down")
             return
         service.is_draining = True
         server.should_exit = True
-        loop.call_later(config.shutdown_timeout_s, service.client.fail_all, "the server is shutting down")
+        loop.call_later(config.shutdown_timeout_s, service.client.on_lost, "the server is shutting down")
 
     # A supervisor may have told its children to ignore the terminal's Ctrl-C: then it stays ignored.
     signals = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]

@@ -76,6 +76,7 @@ class OpenRequest:
         self.pending = Delta()
         self.error: Exception | None = None
         self.is_over = False
+        """Nothing more will come, or it is not wanted."""
         self.notify: Callable[[], None] = lambda: None
 
     def extend(self, position: int, token_ids: Sequence[int], finish: int, detail: Detail | None) -> None:

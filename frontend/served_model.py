@@ -7,7 +7,7 @@ hold up nobody else's tokens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,18 +50,19 @@ class ServedModel:
         if name is not None and name not in self.facts.served_model_names:
             raise ModelNotFound(name)
 
-    async def encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
-        """The text's ids. Raises BadRequest; ContextTooLong before tokenizing where the length alone shows it."""
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool, param: str) -> list[list[int]]:
+        """The texts' ids. Raises BadRequest; ContextTooLong before tokenizing where a text's length alone shows it."""
         limit = self.facts.max_model_len
-        if len(text) > limit * self.longest_token_chars:
+        for text in texts:
             at_least = len(text) // self.longest_token_chars
-            raise ContextTooLong(f"The model's context is {limit} tokens, but the prompt has at least {at_least}.", param)
+            if at_least > limit:
+                raise ContextTooLong(f"The model's context is {limit} tokens, but the prompt has at least {at_least}.", param)
 
-        def encode() -> list[int]:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        def encode() -> list[list[int]]:
+            return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
         try:
-            return await off_loop_if(len(text) > LONG_TEXT_CHARS, encode)
+            return await off_loop_if(sum(map(len, texts)) > LONG_TEXT_CHARS, encode)
         except TextError as error:
             raise BadRequest(f"{param}: {error}", param) from error
 

@@ -41,6 +41,8 @@ class Service:
 
     def ready_model(self) -> ServedModel:
         """The model, if the engine is there. Raises Unavailable."""
+        if self.is_draining:
+            raise Unavailable("The server is shutting down.")
         if self._model is None or self.client.facts is not self._model.facts:
             raise Unavailable("The model is not ready yet.")
         return self._model

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import Field, model_validator
 
-from .answers import unless_gone
 from .chat import encode_conversation
 from .chat_types import Message, TemplateFields
 from .json_body import JsonRoute
@@ -45,11 +44,11 @@ def tokenize_router(service: Service) -> APIRouter:
     router = APIRouter(route_class=JsonRoute, tags=["Tokens"])
 
     @router.post("/tokenize", summary="Text or conversation to token ids")
-    async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         model = service.ready_model()
         model.check_name(body.model)
         service.undeclared_fields.check(body.model_extra)
-        token_ids = await unless_gone(request, _encode(body, model))
+        token_ids = await _encode(body, model)
         token_strs = [model.tokenizer.token_text(token_id) for token_id in token_ids] if body.return_token_strs else None
         limit = model.facts.max_model_len
         return {"count": len(token_ids), "max_model_len": limit, "tokens": token_ids, "token_strs": token_strs}
@@ -72,4 +71,5 @@ def tokenize_router(service: Service) -> APIRouter:
 async def _encode(body: TokenizeRequest, model: ServedModel) -> list[int]:
     if body.prompt is None:
         return await encode_conversation(body, model, add_special_tokens=bool(body.add_special_tokens))
-    return await model.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False, param="prompt")
+    [token_ids] = await model.encode([body.prompt], add_special_tokens=body.add_special_tokens is not False, param="prompt")
+    return token_ids
