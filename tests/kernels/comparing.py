@@ -1,0 +1,26 @@
+"""Where the kernels' tests run, and how close to float64 the result must be there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+_TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+"""Root mean square of the difference, relative to the expected values': float32 sums, or one rounding of the result."""
+
+
+def assert_close(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
+    """`actual` must be finite and as near to float64 `expected` as its dtype allows, times `factor`."""
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()
+    difference = (actual.double().cpu() - expected.double().cpu()).square().mean().sqrt()
+    allowed = _TOLERANCES[actual.dtype] * factor * expected.double().square().mean().sqrt().cpu()
+    assert difference <= allowed, f"off by {difference:.2e} (root mean square), {allowed:.2e} are allowed"
+
+
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """Normal random numbers, the same on every device."""
+    return torch.randn(shape).to(device=device, dtype=dtype)

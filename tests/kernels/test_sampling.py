@@ -1,0 +1,205 @@
+"""Sampling against float64 and plain loops: filters, penalties, draws, log-probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from penstock.kernels import ops
+from tests.kernels.comparing import DEVICES
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+VOCAB_SIZES = [1, 2, 97, 1000]
+
+
+def naive_kept(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[set[int], float]:
+    """Token ids that survive min_p, then top_k, then top_p (ties with the last one kept), and how near top_p's border was."""
+    tempered = [logit / temperature for logit in logits]
+    highest = max(tempered)
+    kept = {i for i, logit in enumerate(tempered) if math.exp(logit - highest) >= min_p}
+    if top_k:
+        border = sorted((tempered[i] for i in kept), reverse=True)[:top_k][-1]
+        kept = {i for i in kept if tempered[i] >= border}
+    if top_p == 1.0:
+        return kept, math.inf
+    total = sum(math.exp(tempered[i] - highest) for i in kept)
+    mass, margin = 0.0, math.inf
+    for logit in sorted((tempered[i] for i in kept), reverse=True):
+        mass += math.exp(logit - highest) / total
+        margin = min(margin, abs(mass - top_p))
+        if mass >= top_p:
+            return {i for i in kept if tempered[i] >= logit}, margin
+    return kept, margin
+
+
+FILTERS = [
+    (0, 1.0, 0.0),
+    (1, 1.0, 0.0),
+    (7, 1.0, 0.0),
+    (10_000, 1.0, 0.0),
+    (0, 0.9, 0.0),
+    (0, 0.1, 0.0),
+    (0, 1e-9, 0.0),
+    (0, 1.0, 0.05),
+    (0, 1.0, 1.0),
+    (20, 0.8, 0.02),
+    (3, 0.999, 0.3),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_filters_keep_what_the_definitions_keep(vocab_size: int, tied: bool, device: str) -> None:
+    rows = [(*settings, temperature) for settings in FILTERS for temperature in (0.25, 1.0, 3.0)]
+    logits = torch.randn(len(rows), vocab_size) * 4
+    if tied:
+        logits = logits.round()
+    top_k, top_p, min_p, temperatures = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
+    thresholds = ops.logit_thresholds(logits.to(device), temperatures, top_k.int(), top_p, min_p)
+    kept = (logits.to(device) / temperatures[:, None] >= thresholds[:, None]).cpu()
+    for row, settings in enumerate(rows):
+        expected, margin = naive_kept(logits[row].tolist(), settings[3], *settings[:3])
+        actual = set(kept[row].nonzero().flatten().tolist())
+        assert actual == expected or (margin < 1e-5 and len(actual ^ expected) <= 1), settings
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_forbidden_tokens_stay_forbidden_under_filters(device: str) -> None:
+    logits = torch.tensor([[1.0, -torch.inf, 0.5, -torch.inf, 0.0]], device=device)
+    one = torch.ones(1, device=device)
+    for top_k, top_p in ((4, 1.0), (0, 0.99999)):
+        thresholds = ops.logit_thresholds(logits, one, one.int() * top_k, one * top_p, one * 0)
+        tokens = [
+            int(ops.sample_gumbel(logits, one, thresholds, torch.tensor([seed], device=device), one.long()))
+            for seed in range(200)
+        ]
+        assert set(tokens) == {0, 2, 4}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_follow_the_distribution(device: str) -> None:
+    num_draws, vocab_size, temperature = 40_000, 11, 1.7
+    logits = torch.randn(vocab_size, dtype=torch.float64) * 2
+    expected = torch.softmax(logits / temperature, 0) * num_draws
+    tokens = ops.sample_gumbel(
+        logits.float().expand(num_draws, -1).contiguous().to(device),
+        torch.full((num_draws,), temperature, device=device),
+        None,
+        torch.full((num_draws,), 99, device=device),
+        torch.arange(num_draws, device=device),
+    )
+    counts = torch.bincount(tokens.cpu(), minlength=vocab_size)
+    assert ((counts - expected) ** 2 / expected).sum() < 23.2  # chi-square with 10 degrees of freedom at the 1% level
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_under_a_threshold_follow_what_is_left(device: str) -> None:
+    num_draws = 20_000
+    logits = torch.tensor([2.0, -1.0, 1.0, 0.0, -3.0])
+    tokens = ops.sample_gumbel(
+        logits.expand(num_draws, -1).contiguous().to(device),
+        torch.ones(num_draws, device=device),
+        torch.zeros(num_draws, device=device),
+        torch.arange(num_draws, device=device),
+        torch.zeros(num_draws, dtype=torch.int64, device=device),
+    )
+    counts = torch.bincount(tokens.cpu(), minlength=5)
+    expected = torch.softmax(logits[[0, 2, 3]].double(), 0) * num_draws
+    assert counts[[1, 4]].tolist() == [0, 0]
+    assert ((counts[[0, 2, 3]] - expected) ** 2 / expected).sum() < 9.21  # 2 degrees of freedom at the 1% level
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_draw_does_not_depend_on_its_batch(device: str) -> None:
+    num_rows, vocab_size = 9, 513
+    logits = torch.randn(num_rows, vocab_size).to(device)
+    temperatures = torch.rand(num_rows).to(device) + 0.1
+    seeds, positions = torch.randint(2**62, (num_rows,)).to(device), torch.randint(4000, (num_rows,)).to(device)
+    together = ops.sample_gumbel(logits, temperatures, None, seeds, positions)
+    for row in range(num_rows):
+        own = slice(row, row + 1)
+        alone = ops.sample_gumbel(logits[own], temperatures[own], None, seeds[own], positions[own])
+        assert int(alone) == int(together[row])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_argmax_takes_the_lowest_id_among_equals(device: str) -> None:
+    logits = torch.zeros(3, 1001, device=device)
+    logits[1, [400, 900]] = 1.0
+    logits[2, 1000] = 0.5
+    assert ops.argmax(logits).tolist() == [0, 400, 1000]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_penalties_equal_their_definitions(device: str) -> None:
+    vocab_size = 61
+    logits = torch.randn(5, vocab_size) * 3
+    prompts = [[3, 3, 9, 60], [0], []]
+    outputs: list[list[int]] = [[9, 9, 9, 1], [], [0, 5, 5]]
+    rows, count_rows = [4, 0, 2], [1, 3, 0]
+    settings = [(1.3, 0.5, 0.25), (0.6, -1.0, 2.0), (1.0, 0.7, -0.5)]
+    counts = torch.full((4, vocab_size), 99, dtype=torch.int32)
+    expected = logits.double()
+    for row, count_row, prompt, output, (repetition, frequency, presence) in zip(
+        rows, count_rows, prompts, outputs, settings, strict=True
+    ):
+        for token_id in range(vocab_size):
+            num_output = output.count(token_id)
+            counts[count_row, token_id] = 2 * num_output + (token_id in prompt)
+            logit = float(expected[row, token_id])
+            if token_id in prompt or num_output:
+                logit = logit / repetition if logit > 0 else logit * repetition
+            logit -= frequency * num_output + (presence if num_output else 0.0)
+            expected[row, token_id] = logit
+    actual = logits.to(device)
+    columns = [torch.tensor(column, device=device) for column in zip(*settings, strict=True)]
+    ops.apply_penalties(
+        actual, torch.tensor(rows, device=device), counts.to(device), torch.tensor(count_rows, device=device), *columns
+    )
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(actual[[1, 3]].cpu(), logits[[1, 3]])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_counted_tokens_are_output_tokens(device: str) -> None:
+    counts = torch.zeros(3, 10, dtype=torch.int32, device=device)
+    counts[2, 4] = 1
+    for tokens in ([4, 7], [4, 4]):
+        ops.count_tokens(counts, torch.tensor([2, 0], device=device), torch.tensor(tokens, device=device))
+    assert counts.nonzero().tolist() == [[0, 4], [0, 7], [2, 4]]
+    assert counts[0, 4] == counts[0, 7] == 2
+    assert counts[2, 4] == 5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_single_logits_can_be_raised_and_forbidden(device: str) -> None:
+    logits = torch.zeros(2, 3, device=device)
+    rows, token_ids = torch.tensor([1, 0, 1], device=device), torch.tensor([2, 2, 0], device=device)
+    ops.add_to_logits(logits, rows, token_ids, torch.tensor([2.5, -torch.inf, -1.0], device=device))
+    assert logits.tolist() == [[0, 0, -math.inf], [-1, 0, 2.5]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+def test_top_logprobs_are_the_log_softmax_and_its_order(num_top: int, device: str) -> None:
+    logits = torch.randn(7, 203) * 5
+    expected = torch.log_softmax(logits.double(), 1)
+    chosen = torch.tensor([0, 202, 5, 17, 100, 3, 9])
+    chosen[6] = int(logits[6].argmax())
+    ids, logprobs, ranks = (x.cpu() for x in ops.top_logprobs(logits.to(device), chosen.to(device), num_top))
+    assert ids.shape == logprobs.shape == (7, 1 + num_top)
+    torch.testing.assert_close(logprobs.double(), expected.gather(1, ids.long()), rtol=0, atol=1e-5)
+    assert ids[:, 0].tolist() == chosen.tolist()
+    order = expected.argsort(1, descending=True)
+    assert ids[:, 1:].tolist() == order[:, :num_top].tolist()
+    assert ranks.tolist() == [order[row].tolist().index(int(chosen[row])) + 1 for row in range(7)]
+    assert ranks[6] == 1
+
+
+def test_ranks_of_tied_tokens_are_shared() -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.0, 0.0]]).expand(4, -1)
+    _, _, ranks = ops.top_logprobs(logits, torch.arange(4), 2)
+    assert ranks.tolist() == [3, 1, 1, 4]
