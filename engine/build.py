@@ -95,8 +95,8 @@ def _load_torch(config: EngineConfig) -> LoadedEngine:
 
     files = resolve_model(config)
     model_config = ModelConfig.from_dir(files.model_dir)
-    device = _device(config)
-    dtype = _dtype(config, model_config, device)
+    device = choose_device(config)
+    dtype = choose_dtype(config, model_config, device)
     memory_plan = plan_memory(model_config, config, probe_memory(device), dtype)
     runner = _build_runner(
         config, model_config, files.model_dir, device, dtype, memory_plan.num_blocks, memory_plan.max_model_len
@@ -119,7 +119,8 @@ def _load_torch(config: EngineConfig) -> LoadedEngine:
     return _join(config, facts, runner, [group.window for group in model_config.kv_groups])
 
 
-def _device(config: EngineConfig) -> str:
+def choose_device(config: EngineConfig) -> str:
+    """The device "auto" stands for; raises EngineStartError where cuda is asked for and there is none."""
     import torch
 
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -129,7 +130,7 @@ def _device(config: EngineConfig) -> str:
     return config.device
 
 
-def _dtype(config: EngineConfig, model_config: ModelConfig, device: str) -> str:
+def choose_dtype(config: EngineConfig, model_config: ModelConfig, device: str) -> str:
     """The checkpoint's own on cuda; float32, which is as fast and exact, on cpu."""
     if config.dtype != "auto":
         return config.dtype
