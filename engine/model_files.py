@@ -65,8 +65,8 @@ def _missing(model_dir: Path) -> str:
 
 def _existing_dir(name: str) -> Path | None:
     """The directory `name` if there is one; None for what can only be a hub id. Raises EngineStartError for neither."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises for an unknown user
+    if name and path.is_dir():
         return path.resolve()
     if path.is_file():
         raise EngineStartError(f"{name} is a file; give the model's directory (config.json, *.safetensors, tokenizer.json)")
