@@ -70,7 +70,7 @@ class Answer:
     def output(self) -> CompletionOutput:
         """The answer as it stands."""
         has_logprobs = self._params.logprobs is not None
-        sampled = (logprobs[token_id].logprob for token_id, logprobs in zip(self._token_ids, self._logprobs, strict=False))
+        sampled = (logprobs[token_id].logprob for token_id, logprobs in zip(self._token_ids, self._logprobs, strict=True))
         return CompletionOutput(
             index=self._index,
             text="".join(self._texts),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import threading
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +14,7 @@ from .answers import Answer, position_logprobs
 from .engine.core import EngineCore, Refused
 from .frontend.seeds import child_seed
 from .frontend.tokenizer import Tokenizer
-from .ipc.messages import RejectReason, Submit
+from .ipc.messages import Submit
 from .outputs import GenerationError, RequestOutput
 from .prompts import Prompt
 from .sampling_params import SamplingParams
@@ -35,14 +33,6 @@ class Job:
     """Of each answer: as asked, or what the context has left."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A request of ours that the engine has not taken yet."""
-
-    key: int
-    submit: Submit
-
-
 class Generation:
     """A batch of jobs on an engine that does nothing else meanwhile."""
 
@@ -51,30 +41,29 @@ class Generation:
         self._tokenizer = tokenizer
         self._jobs = jobs
         self._answers: list[list[Answer]] = []
-        self._waiting: deque[_Pending] = deque()
+        self._submits: list[Submit] = []
         self._running: dict[int, tuple[int, Answer]] = {}
-        """Key -> index of its job, its answer."""
-        keys = itertools.count(1)
+        """Key, the submit's request_id -> index of its job, its answer."""
         for index, job in enumerate(jobs):
             answers = [Answer(tokenizer, job.prompt.token_ids, job.params, child) for child in range(job.params.n)]
             self._answers.append(answers)
             for child, answer in enumerate(answers):
-                key = next(keys)
-                self._running[key] = (index, answer)
-                self._waiting.append(_Pending(key, _submit_of(job, key, child)))
+                submit = _submit_of(job, len(self._submits) + 1, child)
+                self._submits.append(submit)
+                self._running[submit.request_id] = (index, answer)
 
     def run(self, on_finished: Callable[[RequestOutput], None]) -> list[RequestOutput]:
         """The outputs in the order of the jobs; `on_finished` hears of each as its last answer ends.
 
-        Raises ValueError when the engine refuses a request, GenerationError when it failed on some. Ctrl-C is heeded
-        between two steps, so that the engine stays whole.
+        Raises ValueError when the engine refuses a request, before any of them runs, and GenerationError when it failed on
+        some. Ctrl-C is heeded between two steps, so that the engine stays whole.
         """
         num_open = [job.params.n for job in self._jobs]
         outputs: dict[int, RequestOutput] = {}
         with _interrupts_between_steps() as heed_interrupt:
             try:
+                self._submit_all()
                 while self._running:
-                    self._submit_waiting()
                     for index in self._step():
                         num_open[index] -= 1
                         if num_open[index] == 0:
@@ -87,19 +76,16 @@ class Generation:
         self._raise_errors(in_order)
         return in_order
 
-    def _submit_waiting(self) -> None:
-        while self._waiting:
-            pending = self._waiting[0]
-            try:
-                self._core.submit(pending.key, pending.submit)
-            except Refused as refused:
-                if refused.reason is RejectReason.OVERLOADED and self._core.has_work:
-                    return
-                raise ValueError(refused.message) from refused
-            self._waiting.popleft()
+    def _submit_all(self) -> None:
+        try:
+            for submit in self._submits:
+                self._core.submit(submit.request_id, submit)
+        except Refused as refused:
+            raise ValueError(refused.message) from refused
 
     def _step(self) -> list[int]:
         """One step of the engine; the jobs of the answers that ended with it."""
+        assert self._core.has_work, "the engine forgot a request"
         ended = []
         for output in self._core.step():
             if output.key not in self._running:
@@ -146,12 +132,12 @@ class Generation:
             raise GenerationError(f"{len(errors)} answers failed; request {errors[0][0]}: {errors[0][1]}", outputs)
 
 
-def _submit_of(job: Job, key: int, child: int) -> Submit:
+def _submit_of(job: Job, request_id: int, child: int) -> Submit:
     sampling = job.params.to_sampling(seed=child_seed(job.seed, child), max_tokens=job.max_tokens)
     if child > 0:
         sampling = replace(sampling, prompt_logprobs=None)  # the first answer's are everyone's
     return Submit(
-        request_id=key,
+        request_id=request_id,
         token_ids=array("i", job.prompt.token_ids).tobytes(),
         num_output_tokens=0,
         sampling=sampling,
