@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
 
 from ..ipc import messages
 from ..ipc.codec import ProtocolError
@@ -67,7 +68,7 @@ class EngineLink:
         identity = f"{self._name}:{os.urandom(8).hex()}".encode()
         self._data = FrontendSocket(self._context, self._socket_dir, "data", identity)
         self._control = FrontendSocket(self._context, self._socket_dir, "control", identity)
-        self._monitor = self._data.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._data.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         for work in (self._receive(self._data), self._receive(self._control), self._watch_connection(), self._tick()):
             self.spawn(work)
 
@@ -128,8 +129,11 @@ class EngineLink:
 
     async def _watch_connection(self) -> None:
         while True:
-            await self._monitor.recv_multipart()
-            self._lose("the engine's process ended")
+            happened = parse_monitor_message(await self._monitor.recv_multipart())["event"]
+            if happened == zmq.EVENT_DISCONNECTED:
+                self._lose("the engine's process ended")
+            else:
+                await self.send_data(messages.Hello(PROTOCOL_VERSION))
 
     async def _receive(self, socket: FrontendSocket) -> None:
         while True:
