@@ -29,8 +29,8 @@ COPY frontend frontend
 COPY ipc ipc
 COPY kernels kernels
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m pip wheel --no-deps --wheel-dir /dist . \
-    && python3 -m pip --python /opt/penstock/bin/python install --no-deps --no-index --no-compile /dist/*.whl \
+    pip wheel --no-deps --wheel-dir /dist . \
+    && pip --python /opt/penstock/bin/python install --no-deps --no-index --no-compile /dist/*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/penstock/lib/python3.*/site-packages/penstock \
     && package=$(echo /opt/penstock/lib/python3.*/site-packages/penstock) \
     && mkdir -p "/parts/code$(dirname "$package")" "/parts/demo_model$package" /parts/code/opt/penstock/bin \
@@ -41,7 +41,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM base AS frontend
 COPY requirements/frontend.txt /opt/penstock/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m pip --python /opt/penstock/bin/python install --require-hashes --only-binary :all: -r /opt/penstock/requirements.txt
+    pip --python /opt/penstock/bin/python install --require-hashes --only-binary :all: -r /opt/penstock/requirements.txt
 COPY --from=code /parts/demo_model/ /
 COPY --from=code /parts/code/ /
 USER penstock
@@ -53,16 +53,16 @@ FROM base AS engine
 # Triton builds a small launcher for each kernel with a C compiler, on first use.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
 # Another index for torch alone: without one the default index gives the build for CUDA.
 ARG TORCH_INDEX_URL
 COPY constraints.txt /opt/penstock/constraints.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m pip --python /opt/penstock/bin/python install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
+    pip --python /opt/penstock/bin/python install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
     --only-binary :all: --constraint /opt/penstock/constraints.txt torch triton
 COPY requirements/engine.txt /opt/penstock/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m pip --python /opt/penstock/bin/python install --require-hashes --only-binary :all: -r /opt/penstock/requirements.txt
+    pip --python /opt/penstock/bin/python install --require-hashes --only-binary :all: -r /opt/penstock/requirements.txt
 COPY --from=code /parts/demo_model/ /
 COPY --from=code /parts/code/ /
 ENV TRITON_CACHE_DIR=/models/cache/triton \
