@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .stop_strings import StopMatcher
 from .tokenizer import PieceReader, Tokenizer
@@ -21,8 +21,7 @@ from .tokenizer import PieceReader, Tokenizer
 _MAX_CHARACTER_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What a push yields."""
 
     text: str
@@ -60,11 +59,13 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """The text that is certain after these tokens. After a stop string was found nothing is used any more."""
+        if self._matcher is None:
+            return TextDelta(self._utf8.decode(b"".join(map(self._pieces.read, token_ids))), len(token_ids), None)
         if self._has_stopped():
             return TextDelta(text="", num_tokens_used=0, stop_string=self._stop_string)
         text = ""
         for num_used, token_id in enumerate(token_ids, start=1):
-            text += self._match(self._utf8.decode(self._pieces.read(token_id)))
+            text += self._match(self._matcher, self._utf8.decode(self._pieces.read(token_id)))
             if self._has_stopped():
                 return TextDelta(text=text, num_tokens_used=num_used, stop_string=self._stop_string)
         return TextDelta(text=text, num_tokens_used=len(token_ids), stop_string=None)
@@ -78,14 +79,12 @@ class Detokenizer:
     def _has_stopped(self) -> bool:
         return self._stop_string is not None
 
-    def _match(self, text: str) -> str:
+    def _match(self, matcher: StopMatcher, text: str) -> str:
         """What may be given out after one more token, whose text this is."""
-        if self._matcher is None:
-            return text
         if self._num_unmatched_tokens > 0:
             self._num_unmatched_tokens -= 1
             return text
-        match = self._matcher.feed(text)
+        match = matcher.feed(text)
         if match is not None:
             self._stop_string = match.stop
             text = text[: match.end]
@@ -93,7 +92,7 @@ class Detokenizer:
             return text
         self._held.append(text)
         self._num_held_chars += len(text)
-        return self._release(len(match.stop) if match is not None else self._matcher.num_pending_chars)
+        return self._release(len(match.stop) if match is not None else matcher.num_pending_chars)
 
     def _release(self, num_kept_chars: int) -> str:
         """Takes from what is held all but its last characters."""
