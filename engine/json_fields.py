@@ -44,8 +44,8 @@ class JsonFields:
         """An error about one field, to be raised by the caller."""
         return EngineStartError(f"{self.where}: {name} {problem}")
 
-    def integer(self, name: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """An int >= minimum; `default` where it is absent, an error where there is no default either."""
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
+        """An int in minimum .. maximum; `default` where it is absent, an error where there is no default either."""
         value = self._get(name, default)
         if type(value) is float and value.is_integer():
             value = int(value)
@@ -53,6 +53,8 @@ class JsonFields:
             raise self.error(name, f"must be an integer, not {_kind(value)}")
         if value < minimum:
             raise self.error(name, f"must be at least {minimum}, not {value}")
+        if value > maximum:
+            raise self.error(name, f"must be at most {maximum}, not {value}")
         return value
 
     def number(

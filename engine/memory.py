@@ -66,7 +66,11 @@ def plan_memory(model_config: ModelConfig, config: EngineConfig, memory: DeviceM
     that is less; on the CPU the KV cache takes at most 1 GiB of that share of what is free. `kv_cache_memory_bytes` and
     `num_gpu_blocks_override` set the KV cache's size outright, as long as it fits into what is free.
     """
-    max_model_len = config.max_model_len or model_config.default_max_model_len
+    if dtype not in DTYPE_BYTES:
+        raise EngineStartError(f"--dtype must be auto, {', '.join(DTYPE_BYTES)}; not {dtype!r}")
+    max_model_len = model_config.default_max_model_len if config.max_model_len is None else config.max_model_len
+    if max_model_len < 1:
+        raise EngineStartError(f"--max-model-len must be at least 1, not {max_model_len}")
     if max_model_len > model_config.largest_max_model_len:
         raise EngineStartError(
             f"--max-model-len {max_model_len} is longer than the model's context: it can be at most "
@@ -108,8 +112,10 @@ def _num_blocks(config: EngineConfig, memory: DeviceMemory, weights_bytes: int, 
     )
     left_bytes = memory.free_bytes - weights_bytes - activation_bytes
     if config.num_gpu_blocks_override is not None or config.kv_cache_memory_bytes is not None:
-        num_blocks = config.num_gpu_blocks_override or (config.kv_cache_memory_bytes or 0) // block_bytes
-        flag = "--kv-cache-memory-bytes" if config.num_gpu_blocks_override is None else "--num-gpu-blocks-override"
+        if config.num_gpu_blocks_override is not None:
+            flag, num_blocks = "--num-gpu-blocks-override", config.num_gpu_blocks_override
+        else:
+            flag, num_blocks = "--kv-cache-memory-bytes", (config.kv_cache_memory_bytes or 0) // block_bytes
         if num_blocks < 1:
             raise EngineStartError(f"{flag} is too small: one KV block takes {format_bytes(block_bytes)}")
         if num_blocks * block_bytes > left_bytes:

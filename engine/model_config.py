@@ -15,6 +15,7 @@ from .json_fields import JsonFields
 from .rope_config import DynamicRope, LinearRope, RopeConfig, YarnRope, read_rope
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+MAX_LAYERS = 10_000
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -71,7 +72,7 @@ class ModelConfig:
             JsonFields.from_file(generation_path) if generation_path.is_file() else JsonFields(str(generation_path), {})
         )
         max_position_embeddings = fields.integer("max_position_embeddings")
-        num_layers = fields.integer("num_hidden_layers")
+        num_layers = fields.integer("num_hidden_layers", maximum=MAX_LAYERS)
         llama_bias = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and fields.boolean("attention_bias", False)
         config = cls(
             architecture=architecture,
@@ -119,14 +120,6 @@ class ModelConfig:
         if isinstance(self.rope, LinearRope | DynamicRope):
             return max(self.max_position_embeddings, int(self.rope.factor * self.max_position_embeddings))
         return self.default_max_model_len
-
-    def compute_dtype(self, requested: str, device: str) -> str:
-        """The dtype to run in: as requested, or for "auto" the checkpoint's on cuda and float32 on the CPU."""
-        if requested == "auto":
-            return "float32" if device.startswith("cpu") else self.dtype
-        if requested not in DTYPE_BYTES:
-            raise EngineStartError(f"--dtype must be auto, {', '.join(DTYPE_BYTES)}; not {requested!r}")
-        return requested
 
 
 def _read_architecture(fields: JsonFields) -> str:

@@ -156,6 +156,8 @@ def test_a_context_longer_than_the_models_is_refused() -> None:
         EngineStartError, match=r"--max-model-len 4097 is longer than the model's context: it can be at most 4096"
     ):
         plan_memory(TINY, engine(max_model_len=4097), CPU, "float32")
+    with pytest.raises(EngineStartError, match=r"--max-model-len must be at least 1, not 0"):
+        plan_memory(TINY, engine(max_model_len=0), CPU, "float32")
     scaled = replace(TINY, rope=LinearRope(10_000.0, 2.0))
     assert plan_memory(scaled, engine(), CPU, "float32").max_model_len == 4096
     assert plan_memory(scaled, engine(max_model_len=8192), CPU, "float32").max_model_len == 8192
@@ -180,12 +182,18 @@ def test_a_context_longer_than_the_models_is_refused() -> None:
             r"--kv-cache-memory-bytes asks for 130.0 GiB of KV cache, but weights take",
         ),
         ({"kv_cache_memory_bytes": 100}, H200, r"--kv-cache-memory-bytes is too small: one KV block takes 2.0 MiB"),
+        ({"num_gpu_blocks_override": 0}, H200, r"--num-gpu-blocks-override is too small: one KV block takes 2.0 MiB"),
         ({"num_gpu_blocks_override": 10**6}, H200, r"--num-gpu-blocks-override asks for 1.9 TiB of KV cache"),
     ],
 )
 def test_too_little_memory_is_said_with_numbers(settings: dict[str, Any], memory: DeviceMemory, message: str) -> None:
     with pytest.raises(EngineStartError, match=message):
         plan_memory(LLAMA_8B, engine(**settings), memory, "bfloat16")
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(EngineStartError, match=r"--dtype must be auto, float32, bfloat16, float16; not 'int8'"):
+        plan_memory(TINY, engine(), CPU, "int8")
 
 
 def test_kv_groups_share_the_blocks_of_the_largest() -> None:

@@ -158,15 +158,6 @@ def test_generation_defaults(tmp_path: Path) -> None:
     assert read(tmp_path, {"temperature": None}).generation_defaults == {}
 
 
-@pytest.mark.parametrize("path", ["cpu", "cuda"])
-def test_the_dtype_to_run_in(path: str, tmp_path: Path) -> None:
-    config = read(tmp_path, dtype="bfloat16")
-    assert config.compute_dtype("auto", path) == {"cpu": "float32", "cuda": "bfloat16"}[path]
-    assert config.compute_dtype("float16", path) == "float16"
-    with pytest.raises(EngineStartError, match="--dtype"):
-        config.compute_dtype("int8", path)
-
-
 def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         EngineStartError,
@@ -182,6 +173,8 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) 
         ({"vocab_size": "1000"}, "config.json: vocab_size must be an integer, not a string"),
         ({"hidden_size": True}, "hidden_size must be an integer, not a boolean"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, not 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10000, not 1000000000"),
+        ({"vocab_size": 10**30}, "vocab_size must be at most 2147483647, not 1000"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads \(3\) must divide num_attention_heads \(8\)"),
         ({"head_dim": 7}, "head_dim must be even"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a number, not a string"),
