@@ -18,6 +18,7 @@ MAX_LOGPROBS = 20
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 
 
 def _as_list(value: Any) -> Any:
@@ -57,7 +58,7 @@ class GenerationFields(RequestModel):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     """Token id, as a string, -> added to its logit."""
     min_tokens: Int32 | None = Field(None, ge=0)
-    stop: Annotated[list[StopString] | None, BeforeValidator(_as_list), Field(max_length=MAX_STOP_STRINGS)] = None
+    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
     """A string or a list of them."""
     stop_token_ids: list[int] | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
     include_stop_str_in_output: bool = False
