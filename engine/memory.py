@@ -68,14 +68,7 @@ def plan_memory(model_config: ModelConfig, config: EngineConfig, memory: DeviceM
     """
     if dtype not in DTYPE_BYTES:
         raise EngineStartError(f"--dtype must be auto, {', '.join(DTYPE_BYTES)}; not {dtype!r}")
-    max_model_len = model_config.default_max_model_len if config.max_model_len is None else config.max_model_len
-    if max_model_len < 1:
-        raise EngineStartError(f"--max-model-len must be at least 1, not {max_model_len}")
-    if max_model_len > model_config.largest_max_model_len:
-        raise EngineStartError(
-            f"--max-model-len {max_model_len} is longer than the model's context: it can be at most "
-            f"{model_config.largest_max_model_len}"
-        )
+    max_model_len = _asked_max_model_len(model_config, config)
     weights_bytes = count_parameters(model_config) * DTYPE_BYTES[dtype]
     activation_bytes = count_activation_bytes(model_config, config, dtype, max_model_len)
     if memory.device == "cuda":
@@ -105,19 +98,28 @@ def plan_memory(model_config: ModelConfig, config: EngineConfig, memory: DeviceM
     )
 
 
+def _asked_max_model_len(model_config: ModelConfig, config: EngineConfig) -> int:
+    """The context to plan for before it is known what fits."""
+    max_model_len = model_config.default_max_model_len if config.max_model_len is None else config.max_model_len
+    if max_model_len < 1:
+        raise EngineStartError(f"--max-model-len must be at least 1, not {max_model_len}")
+    if max_model_len > model_config.largest_max_model_len:
+        raise EngineStartError(
+            f"--max-model-len {max_model_len} is longer than the model's context: it can be at most "
+            f"{model_config.largest_max_model_len}"
+        )
+    return max_model_len
+
+
 def _num_blocks(config: EngineConfig, memory: DeviceMemory, weights_bytes: int, activation_bytes: int, block_bytes: int) -> int:
     needed = (
         f"weights take {format_bytes(weights_bytes)} and activations up to {format_bytes(activation_bytes)}, "
         f"{format_bytes(memory.free_bytes)} of {format_bytes(memory.total_bytes)} are free on {memory.device}"
     )
     left_bytes = memory.free_bytes - weights_bytes - activation_bytes
-    if config.num_gpu_blocks_override is not None or config.kv_cache_memory_bytes is not None:
-        if config.num_gpu_blocks_override is not None:
-            flag, num_blocks = "--num-gpu-blocks-override", config.num_gpu_blocks_override
-        else:
-            flag, num_blocks = "--kv-cache-memory-bytes", (config.kv_cache_memory_bytes or 0) // block_bytes
-        if num_blocks < 1:
-            raise EngineStartError(f"{flag} is too small: one KV block takes {format_bytes(block_bytes)}")
+    asked = _asked_num_blocks(config, block_bytes)
+    if asked is not None:
+        flag, num_blocks = asked
         if num_blocks * block_bytes > left_bytes:
             raise EngineStartError(f"{flag} asks for {format_bytes(num_blocks * block_bytes)} of KV cache, but {needed}")
         return num_blocks
@@ -135,6 +137,19 @@ def _num_blocks(config: EngineConfig, memory: DeviceMemory, weights_bytes: int, 
         f"not enough memory for a KV cache: {needed}, and --gpu-memory-utilization {config.gpu_memory_utilization:g} allows "
         f"{format_bytes(max(0, usable_bytes))} in all; raise it, or lower --max-num-batched-tokens or --max-num-seqs"
     )
+
+
+def _asked_num_blocks(config: EngineConfig, block_bytes: int) -> tuple[str, int] | None:
+    """The flag that sets the KV cache's size outright, and how many blocks it means."""
+    if config.num_gpu_blocks_override is not None:
+        flag, num_blocks = "--num-gpu-blocks-override", config.num_gpu_blocks_override
+    elif config.kv_cache_memory_bytes is not None:
+        flag, num_blocks = "--kv-cache-memory-bytes", config.kv_cache_memory_bytes // block_bytes
+    else:
+        return None
+    if num_blocks < 1:
+        raise EngineStartError(f"{flag} is too small: one KV block takes {format_bytes(block_bytes)}")
+    return flag, num_blocks
 
 
 def _shorten(config: EngineConfig, max_model_len: int, fitting_len: int, num_blocks: int) -> int:
