@@ -71,4 +71,10 @@ def write_byte_level_tokenizer(path: Path) -> Path:
 
 def write_byte_fallback_tokenizer(path: Path) -> Path:
     """A SentencePiece-like tokenizer without a chat template."""
-    return write_tokenizer(path, byte_fallback_tokenizer(), bos_token="<s>", eos_token={"content": "</s>"}, unk_token="<unk>")
+    return write_tokenizer(
+        path,
+        byte_fallback_tokenizer(),
+        bos_token="<s>",
+        eos_token={"__type": "AddedToken", "content": "</s>"},
+        unk_token="<unk>",
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ def test_byte_fallback_decoding_of_whole_characters_equals_the_librarys(
     assert byte_fallback.decode(token_ids, skip_special_tokens=skip) == BYTE_FALLBACK.decode(
         token_ids, skip_special_tokens=skip
     )
+
+
+@pytest.mark.parametrize("write", [write_byte_level_tokenizer, write_byte_fallback_tokenizer])
+def test_encoding_and_decoding_equal_transformers(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(str(write(tmp_path)))
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    for text in [*TEXTS, "<s> after", "a<|im_start|>b"]:
+        for special in (True, False):
+            token_ids = tokenizer.encode(text, add_special_tokens=special)
+            assert token_ids == reference.encode(text, add_special_tokens=special)
+            assert tokenizer.decode(token_ids, skip_special_tokens=special) == reference.decode(
+                token_ids, skip_special_tokens=special
+            )
 
 
 def test_a_broken_byte_run_keeps_its_good_characters(byte_fallback: Tokenizer) -> None:
