@@ -55,7 +55,9 @@ class Frontend:
 
 
 @contextlib.asynccontextmanager
-async def running_frontend(model_dir: Path, *, facts: dict[str, Any] | None = None, **flags: Any) -> AsyncIterator[Frontend]:
+async def running_frontend(
+    model_dir: Path, *, facts: dict[str, Any] | None = None, ready_timeout_s: float = 10.0, **flags: Any
+) -> AsyncIterator[Frontend]:
     """A frontend that is ready, with `facts` for the engine's Ready and `flags` of FrontendConfig."""
     with tempfile.TemporaryDirectory(prefix="penstock-", dir="/tmp") as directory:
         socket_dir = Path(directory)
@@ -65,7 +67,7 @@ async def running_frontend(model_dir: Path, *, facts: dict[str, Any] | None = No
             async with app.router.lifespan_context(app):
                 transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
                 async with httpx2.AsyncClient(transport=transport, base_url="http://frontend", timeout=30) as http:
-                    await until(lambda: service.is_ready)
+                    await until(lambda: service.is_ready, ready_timeout_s)
                     yield Frontend(engine, service, http)
 
 
