@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, no GPU tests without a GPU, and fixtures that catch unwritten memory and leftover processes.
+"""What every test gets: fixed seeds, GPU tests only on a GPU, and fixtures that catch unwritten memory and leftover processes.
 
 torch is imported only by tests that ask for it.
 """
