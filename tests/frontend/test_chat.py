@@ -3,11 +3,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import openai
 import pytest
 
-from penstock.ipc.messages import FinishReason, RejectReason, Submit
-from tests.frontend.fake_engine import FakeEngine, answer, reject
+from penstock.ipc.messages import FinishReason, Submit
+from tests.frontend.fake_engine import FakeEngine
 from tests.frontend.harness import Frontend, error_of, events
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
@@ -67,17 +66,6 @@ async def test_continuous_usage_grows_with_every_chunk(frontend: Frontend) -> No
     assert counts[-1] == 13
 
 
-async def test_each_of_n_choices_is_its_own_request_with_its_own_seed(frontend: Frontend) -> None:
-    completion = await frontend.openai().chat.completions.create(model="toy", messages=USER, n=3, seed=7)
-    assert [choice.index for choice in completion.choices] == [0, 1, 2]
-    assert completion.usage is not None
-    assert completion.usage.completion_tokens == 39
-    assert completion.usage.prompt_tokens < 39
-    seeds = [submit.sampling.seed for submit in frontend.engine.submits]
-    assert seeds[0] == 7
-    assert len(set(seeds)) == 3
-
-
 async def test_streamed_choices_are_told_apart_by_their_index(frontend: Frontend) -> None:
     frontend.engine.delay_s = 0.002
     texts = {0: "", 1: "", 2: ""}
@@ -90,13 +78,6 @@ async def test_streamed_choices_are_told_apart_by_their_index(frontend: Frontend
             reasons[choice["index"]] = choice["finish_reason"]
     assert texts == dict.fromkeys(range(3), "Hello, world!")
     assert reasons == dict.fromkeys(range(3), "length")
-
-
-async def test_unseeded_requests_get_different_seeds(frontend: Frontend) -> None:
-    await asyncio.gather(frontend.chat(), frontend.chat())
-    first, second = (submit.sampling.seed for submit in frontend.engine.submits)
-    assert first != second
-    assert 0 <= first < 2**63
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -177,14 +158,6 @@ async def test_logprobs_belong_to_the_tokens_of_the_text(frontend: Frontend, str
     assert [(top.token, top.logprob) for top in entries[0].top_logprobs] == [("A", -1.0), ("B", -2.0)]
 
 
-async def test_a_missing_max_tokens_means_the_context_left(frontend: Frontend) -> None:
-    await frontend.chat()
-    await frontend.chat(max_completion_tokens=5, max_tokens=9)
-    first, second = frontend.engine.submits
-    assert first.sampling.max_tokens == 256 - len(first.token_ids) // 4
-    assert second.sampling.max_tokens == 5
-
-
 async def test_the_conversation_reaches_the_engine_as_the_template_writes_it(frontend: Frontend) -> None:
     messages = [
         {"role": "developer", "content": "be brief", "name": "d"},
@@ -212,98 +185,6 @@ async def test_the_final_message_can_be_continued(frontend: Frontend) -> None:
     assert frontend.engine.submits[0].token_ids.endswith(b"".join(byte.to_bytes(4, "little") for byte in b"\nHel"))
     both = await frontend.chat(messages=messages, continue_final_message=True, add_generation_prompt=True)
     assert error_of(both)["param"] == "continue_final_message"
-
-
-@pytest.mark.parametrize(
-    ("reason", "status", "code"),
-    [
-        (RejectReason.INVALID, 400, None),
-        (RejectReason.TOO_LONG, 400, "context_length_exceeded"),
-        (RejectReason.OVERLOADED, 503, None),
-        (RejectReason.DRAINING, 503, None),
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-async def test_the_engines_refusal_is_an_http_status_also_for_a_stream(
-    frontend: Frontend, reason: RejectReason, status: int, code: str | None, stream: bool
-) -> None:
-    frontend.engine.script = reject(reason, "the reason", "top_k")
-    response = await frontend.chat(stream=stream)
-    assert response.status_code == status
-    error = error_of(response)
-    assert error["message"] == "the reason"
-    assert error["code"] == code
-    assert ("retry-after" in response.headers) == (status == 503)
-    if status == 400:
-        assert error["param"] == "top_k"
-
-
-async def test_a_failure_in_the_stream_is_an_event_and_no_done_follows(frontend: Frontend) -> None:
-    def fail(engine: FakeEngine, identity: bytes, submit: Submit) -> None:
-        engine.send(identity, engine.outputs(submit.request_id, 0, [72]))
-        engine.send(identity, engine.outputs(submit.request_id, 1, [], FinishReason.ERROR, error="secret /path"))
-
-    frontend.engine.script = fail
-    response = await frontend.chat(stream=True)
-    *chunks, last = events(response)
-    assert chunks[1]["choices"][0]["delta"]["content"] == "H"
-    assert last["error"]["type"] == "server_error"
-    assert "secret" not in response.text
-    assert response.headers["x-request-id"] in last["error"]["message"]
-
-
-async def test_the_openai_client_raises_a_failure_in_the_stream(frontend: Frontend) -> None:
-    def fail(engine: FakeEngine, identity: bytes, submit: Submit) -> None:
-        engine.send(identity, engine.outputs(submit.request_id, 0, [72, 73]))
-        engine.send(identity, engine.outputs(submit.request_id, 2, [], FinishReason.ERROR))
-
-    frontend.engine.script = fail
-    stream = await frontend.openai().chat.completions.create(model="toy", messages=USER, stream=True)
-    with pytest.raises(openai.APIError, match="Internal error"):
-        async for _ in stream:
-            pass
-
-
-async def test_a_failed_request_without_stream_is_a_500_without_details(frontend: Frontend) -> None:
-    def fail(engine: FakeEngine, identity: bytes, submit: Submit) -> None:
-        engine.send(identity, engine.outputs(submit.request_id, 0, [], FinishReason.ERROR, error="secret"))
-
-    frontend.engine.script = fail
-    response = await frontend.chat()
-    assert response.status_code == 500
-    assert "secret" not in response.text
-    frontend.engine.script = answer
-    assert (await frontend.chat()).status_code == 200
-
-
-async def test_generation_defaults_of_the_model_hold_where_the_request_is_silent(frontend: Frontend) -> None:
-    frontend.engine.restart(generation_defaults={"temperature": 0.6, "top_k": 20, "top_p": 0.9})
-    async with asyncio.timeout(10):
-        while not (frontend.service.is_ready and frontend.service.client.facts == frontend.engine.ready()):
-            await asyncio.sleep(0.01)
-    await frontend.chat(top_p=0.5)
-    await frontend.chat(temperature=0, top_k=-1)
-    first, second = (submit.sampling for submit in frontend.engine.submits)
-    assert (first.temperature, first.top_k, first.top_p) == (0.6, 20, 0.5)
-    assert (second.temperature, second.top_k, second.top_p) == (0.0, 0, 0.9)
-
-
-async def test_every_sampling_field_reaches_the_engine(frontend: Frontend) -> None:
-    response = await frontend.chat(
-        temperature=0.7, top_p=0.8, top_k=5, min_p=0.1, presence_penalty=0.3, frequency_penalty=-0.4,
-        repetition_penalty=1.2, logit_bias={"65": -100, "66": 5}, min_tokens=2, max_tokens=9, stop_token_ids=[1, 2],
-        ignore_eos=True, seed=-1, priority=3, cache_salt="tenant",
-    )  # fmt: skip
-    assert response.status_code == 200, response.text
-    [submit] = frontend.engine.submits
-    sampling = submit.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.7, 0.8, 5, 0.1)
-    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.3, -0.4, 1.2)
-    assert sampling.logit_bias == {65: -100.0, 66: 5.0}
-    assert (sampling.min_tokens, sampling.max_tokens, sampling.stop_token_ids) == (2, 9, (1, 2))
-    assert sampling.ignore_eos
-    assert sampling.seed == 2**63 - 1
-    assert (submit.priority, submit.cache_salt) == (3, "tenant")
 
 
 async def test_token_ids_come_back_when_asked_for(frontend: Frontend) -> None:
