@@ -70,9 +70,9 @@ def test_a_streamed_chat_adds_up_to_the_complete_one(client: openai.OpenAI) -> N
 
 
 def test_the_conversation_so_far_is_found_in_the_prefix_cache(client: openai.OpenAI) -> None:
-    messages = [{"role": "system", "content": "You are a helpful assistant. " * 10}, *user("Hello! Who are you?")]
+    messages: list[Any] = [{"role": "system", "content": "You are a helpful assistant. " * 10}, *user("Hello! Who are you?")]
     for cached in (False, True):
-        answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
         assert answer.usage is not None
         details = answer.usage.prompt_tokens_details
         assert details is not None
@@ -81,8 +81,11 @@ def test_the_conversation_so_far_is_found_in_the_prefix_cache(client: openai.Ope
 
 def test_a_seed_repeats_a_sampled_answer_and_no_seed_does_not(client: openai.OpenAI) -> None:
     def sample(seed: int | None) -> str:
-        ask: dict[str, Any] = {"prompt": "Once", "max_tokens": 24, "temperature": 1.5, "seed": seed}
-        return client.completions.create(model=MODEL, **ask, extra_body={"ignore_eos": True}).choices[0].text
+        extra = {"ignore_eos": True}
+        answer = client.completions.create(
+            model=MODEL, prompt="Once", max_tokens=24, temperature=1.5, seed=seed, extra_body=extra
+        )
+        return answer.choices[0].text
 
     assert sample(7) == sample(7)
     assert len({sample(None) for _ in range(4)}) > 1
@@ -135,8 +138,9 @@ def test_an_evaluator_gets_the_prompt_scored(client: openai.OpenAI) -> None:
         assert logprobs is not None
         assert logprobs.token_logprobs is not None
         assert logprobs.tokens is not None
-        assert logprobs.token_logprobs[0] is None
-        assert all(value <= 0 for value in logprobs.token_logprobs[1:] if value is not None)
+        values: list[float | None] = [*logprobs.token_logprobs]
+        assert values[0] is None
+        assert all(value is not None and value <= 0 for value in values[1:])
         assert len(logprobs.tokens) == len(logprobs.token_logprobs)
         assert "".join(logprobs.tokens).startswith(prompt)
 
