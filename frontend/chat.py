@@ -30,7 +30,7 @@ def chat_router(service: Service) -> APIRouter:
         model.check_name(body.model)
         _check(body, service)
         prompt = await _prompt(body, model)
-        generation = await Generation.start(service.client, model.tokenizer, body, [prompt])
+        generation = await Generation.start(service.client, model, body, [prompt])
         return await answer(request, service, body, generation, ChatShape(body, model))
 
     return router

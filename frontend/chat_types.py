@@ -60,7 +60,7 @@ class TemplateFields(RequestModel):
     add_generation_prompt: bool | None = None
     """None: true, unless the last message is to be continued."""
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, str | bool | int | float | list[Any] | None] | None = None
     """Further variables of the template, such as enable_thinking."""
     reasoning_effort: str | None = None
     """Reaches the template under this name."""

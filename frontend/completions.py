@@ -33,7 +33,7 @@ def completions_router(service: Service) -> APIRouter:
         model.check_name(body.model)
         _check(body, service)
         prompts = await _prompts(body, model)
-        generation = await Generation.start(service.client, model.tokenizer, body, prompts)
+        generation = await Generation.start(service.client, model, body, prompts)
         return await answer(request, service, body, generation, CompletionShape(body, model, prompts))
 
     return router

@@ -23,6 +23,7 @@ from .open_requests import (
 )
 
 STATS_TIMEOUT_S = 2.0
+_RETRY_S = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -66,15 +67,17 @@ class EngineClient:
         """The engine is connected and its steps advance."""
         return self._link.is_ready
 
-    async def submit(self, requests: Sequence[NewRequest]) -> RequestStream:
+    async def submit(self, requests: Sequence[NewRequest], facts: Ready) -> RequestStream:
         """Submits the requests and returns the stream to read their answers from; its `close` must be called.
 
-        Raises EngineUnavailable when the engine is not there, silent, or does not read. On a CPU, where steps can be long,
-        requests wait for an engine that is silent; a GPU's engine that is silent hangs.
+        `facts` are those the requests were made for: another engine may have another vocabulary. Raises EngineUnavailable
+        when that engine is not there, silent, or does not read. On a CPU, where steps can be long, requests wait for an
+        engine that is silent; a GPU's engine that is silent hangs.
         """
-        facts = self._link.facts
-        if facts is None:
+        if self._link.facts is None:
             raise EngineUnavailable("the engine is not ready")
+        if self._link.facts != facts:
+            raise EngineUnavailable("the engine was restarted")
         if self._link.stall_s > (SILENCE_LIMIT_S if facts.device == "cpu" else LEASE_TIMEOUT_S):
             raise EngineUnavailable("the engine does not answer")
         opened = [OpenRequest(next(self._request_ids), new) for new in requests]
@@ -91,13 +94,15 @@ class EngineClient:
 
     async def fetch_stats(self) -> messages.Stats:
         """The whole server's figures; raises EngineUnavailable."""
+        if self._link.facts is None:
+            raise EngineUnavailable("the engine is not ready")
         nonce = next(self._nonces)
         waiter: asyncio.Future[messages.Stats] = asyncio.get_running_loop().create_future()
         self._stats_waiters[nonce] = waiter
         try:
-            if not await self._link.send_control(messages.StatsRequest(nonce)):
-                raise EngineUnavailable("the engine is not there")
             async with asyncio.timeout(STATS_TIMEOUT_S):
+                while not await self._link.send_control(messages.StatsRequest(nonce)):
+                    await asyncio.sleep(_RETRY_S)  # the control pair connects a moment after the data pair
                 return await waiter
         except TimeoutError as error:
             raise EngineUnavailable("the engine does not answer") from error

@@ -13,6 +13,7 @@ from .engine_client import EngineClient
 from .open_requests import Delta, LogprobRow, NewRequest, RequestStream
 from .openai_types import GenerationFields
 from .sampling import choice_seeds
+from .served_model import ServedModel
 from .tokenizer import Tokenizer
 
 
@@ -59,7 +60,7 @@ class Generation:
 
     @classmethod
     async def start(
-        cls, client: EngineClient, tokenizer: Tokenizer, fields: GenerationFields, prompts: Sequence[Prompt]
+        cls, client: EngineClient, model: ServedModel, fields: GenerationFields, prompts: Sequence[Prompt]
     ) -> Generation:
         """Submits everything. Raises EngineUnavailable."""
         num_per_prompt = fields.n or 1
@@ -77,8 +78,8 @@ class Generation:
                         cache_salt=fields.cache_salt or "",
                     )
                 )
-                choices.append(Choice(prompt, _detokenizer(tokenizer, fields, prompt)))
-        stream = await client.submit(requests)
+                choices.append(Choice(prompt, _detokenizer(model.tokenizer, fields, prompt)))
+        stream = await client.submit(requests, model.facts)
         return cls(stream, choices, num_per_prompt, fields.include_stop_str_in_output, prompts)
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:

@@ -1,6 +1,8 @@
-"""uvicorn's HTTP protocol with a bound on a request's head, which httptools lets grow without end."""
+"""uvicorn's HTTP protocol with bounds on a request's head, which httptools lets grow, and dawdle, without end."""
 
 from __future__ import annotations
+
+import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -11,18 +13,26 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers are over MAX_HEAD_BYTES or not complete after HEAD_TIMEOUT_S."""
+    """Closes a connection whose request line and headers pass MAX_HEAD_BYTES or take longer than HEAD_TIMEOUT_S.
+
+    Between two requests uvicorn's keep-alive timeout holds.
+    """
 
     _num_head_bytes = 0
     _is_in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: object) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
-        self.loop.call_later(HEAD_TIMEOUT_S, self._check_first_head)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_in_head:
-            # What of this piece is body is at most one read of the transport.
+            # Counts as head what of this piece is body already, at most one read of the transport.
             self._num_head_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -32,12 +42,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._is_in_head = True
         self._num_head_bytes = 0
+        self._start_timer()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        self._stop_timer()
         super().on_headers_complete()
 
-    def _check_first_head(self) -> None:
-        if self._is_in_head and not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
+    def _start_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -43,7 +43,7 @@ class Service:
         """The model, if the engine is there. Raises Unavailable."""
         if self.is_draining:
             raise Unavailable("The server is shutting down.")
-        if self._model is None or self.client.facts is not self._model.facts:
+        if self._model is None or self.client.facts is None:
             raise Unavailable("The model is not ready yet.")
         return self._model
 

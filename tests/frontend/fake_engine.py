@@ -5,7 +5,6 @@ It runs in a thread of its own. By default every Submit is answered with `reply`
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
@@ -231,11 +230,6 @@ def logprobs_of(token_ids: list[int], num_top: int) -> TokenLogprobs:
         ranks=_int32(*(1 for _ in rows)),
         num_columns=1 + num_top,
     )
-
-
-def replace_sampling(submit: Submit, **changes: Any) -> Submit:
-    """The same Submit with other sampling."""
-    return dataclasses.replace(submit, sampling=dataclasses.replace(submit.sampling, **changes))
 
 
 def _int32(*values: int) -> bytes:

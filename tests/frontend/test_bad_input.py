@@ -97,6 +97,7 @@ async def test_a_hostile_body_is_a_400(frontend: Frontend, body: bytes, word: st
         ("messages", [{"role": "user", "content": 3}]),
         ("chat_template_kwargs", {"messages": []}),
         ("chat_template_kwargs", {"self": 1}),
+        ("chat_template_kwargs", {"x": {"nested": 1}}),
         ("chat_template_kwargs", {"tokenize": True}),
     ],
 )

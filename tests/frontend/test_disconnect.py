@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import uvicorn
 
-from penstock.frontend import sse
+from penstock.frontend import http_protocol, sse
 from penstock.frontend.app import create_app
 from penstock.frontend.http_protocol import BoundedHttpProtocol
 from penstock.ipc.messages import Submit
@@ -131,4 +132,28 @@ async def test_the_frontend_serves_on_a_real_port(toy_model_dir: Path) -> None:
         writer.write(post({}))
         answer = await asyncio.wait_for(reader.readuntil(b"Hello, world!"), 5)
         assert answer.startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_the_synchronous_openai_client_streams(frontend: Frontend) -> None:
+    def read(port: int) -> str:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+            stream = client.chat.completions.create(model="toy", messages=[{"role": "user", "content": "hi"}], stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    async with listening(frontend) as port:
+        assert await asyncio.to_thread(read, port) == "Hello, world!"
+
+
+async def test_a_head_that_takes_too_long_is_cut_off(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    async with listening(frontend) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post({}))
+        await asyncio.wait_for(reader.readuntil(b"Hello, world!"), 5)
+        await asyncio.sleep(0.4)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(reader.readuntil(b"200 OK"), 5)
+        writer.write(b"GET /livez HTTP/1.1\r\n")
+        await asyncio.wait_for(reader.read(), 5)
         writer.close()

@@ -21,7 +21,7 @@ def new_request(**sampling: Any) -> NewRequest:
 
 async def read(frontend: Frontend, **sampling: Any) -> list[Delta]:
     """All deltas of one request, read as fast as they come."""
-    stream = await frontend.service.client.submit([new_request(**sampling)])
+    stream = await frontend.service.client.submit([new_request(**sampling)], frontend.engine.ready())
     try:
         return [delta async for _, delta in stream]
     finally:
@@ -51,7 +51,7 @@ async def test_a_request_is_read_to_its_end(frontend: Frontend) -> None:
 
 
 async def test_a_slow_reader_gets_one_merged_delta(frontend: Frontend) -> None:
-    stream = await frontend.service.client.submit([new_request(logprobs=1)])
+    stream = await frontend.service.client.submit([new_request(logprobs=1)], frontend.engine.ready())
     await until(lambda: not frontend.service.client._open)
     deltas = [delta async for _, delta in stream]
     assert len(deltas) == 1
@@ -107,7 +107,7 @@ async def test_a_message_of_several_requests_reaches_each(frontend: Frontend) ->
             )
 
     frontend.engine.script = both_at_once
-    stream = await frontend.service.client.submit([new_request(), new_request()])
+    stream = await frontend.service.client.submit([new_request(), new_request()], frontend.engine.ready())
     read_tokens = {index: delta.token_ids async for index, delta in stream}
     assert read_tokens == {0: [1, 2], 1: [3, 4, 5]}
 
@@ -130,7 +130,7 @@ async def test_an_abort_by_the_engine_is_a_failure(frontend: Frontend) -> None:
 
 async def test_closing_a_stream_aborts_what_runs_and_only_that(frontend: Frontend) -> None:
     frontend.engine.script = never_finish
-    stream = await frontend.service.client.submit([new_request(), new_request()])
+    stream = await frontend.service.client.submit([new_request(), new_request()], frontend.engine.ready())
     stream.stop(0)
     await until(lambda: frontend.engine.aborted_ids == [1])
     stream.close()
@@ -178,6 +178,15 @@ async def test_another_engine_is_taken_with_its_own_facts(frontend: Frontend) ->
     assert frontend.engine.submits[-1].sampling.max_tokens < 64
 
 
+async def test_requests_made_for_another_engine_are_not_submitted(frontend: Frontend) -> None:
+    old_facts = frontend.engine.ready()
+    frontend.engine.restart()
+    await until(lambda: frontend.service.client.facts == frontend.engine.ready())
+    with pytest.raises(EngineUnavailable, match="restarted"):
+        await frontend.service.client.submit([new_request()], old_facts)
+    assert frontend.engine.submits == []
+
+
 async def test_outputs_of_an_unknown_engine_are_never_taken(frontend: Frontend) -> None:
     def speak_as_another(engine: FakeEngine, identity: bytes, submit: Submit) -> None:
         own, engine.boot_id = engine.boot_id, b"impostor"
@@ -205,12 +214,14 @@ async def test_silence_flips_readiness_first_and_fails_requests_later(silent_lim
     frontend.engine.is_silent = False
     await until(lambda: frontend.service.is_ready)
     await until(lambda: 1 in frontend.engine.aborted_ids)
+    frontend.engine.script = answer
+    assert (await frontend.chat()).status_code == 200
 
 
 async def test_a_short_silence_costs_nothing(silent_limits: Frontend) -> None:
     frontend = silent_limits
     frontend.engine.script = never_finish
-    stream = await frontend.service.client.submit([new_request()])
+    stream = await frontend.service.client.submit([new_request()], frontend.engine.ready())
     await anext(stream)
     frontend.engine.is_silent = True
     await until(lambda: not frontend.service.is_ready)
