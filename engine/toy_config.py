@@ -58,7 +58,7 @@ class ToyConfig:
 
 
 def next_token(visible: Sequence[bytes], config: ToyConfig, is_banned: Callable[[int], bool]) -> int:
-    """The token after a prefix; `visible` has for each KV group the int32 ids it still sees."""
+    """The token after a prefix; `visible` has for each KV group the int32 `kv_entry`s it still sees."""
     digest = blake2b(digest_size=8)
     for token_ids in visible:
         digest.update(token_ids)
@@ -71,6 +71,11 @@ def next_token(visible: Sequence[bytes], config: ToyConfig, is_banned: Callable[
     start = number // 2**20 % size
     allowed = (config.first_output + (start + step) % size for step in range(size))
     return next((token_id for token_id in allowed if not is_banned(token_id)), config.first_output)
+
+
+def kv_entry(token_id: int, group: int) -> int:
+    """What a KV group keeps of a token: groups differ, as layers do, so that another group's block is a wrong one."""
+    return token_id + (group << 24)
 
 
 def stop_ids(sampling: Sampling, config: ToyConfig) -> frozenset[int]:
@@ -92,14 +97,16 @@ def expected_tokens(
     Without `sampling`: no stop ids of its own, no min_tokens, the end of sequence ends it.
     """
     sampling = sampling or Sampling(seed=0, max_tokens=num_tokens)
-    prefix = array("i", prompt_token_ids)
+    output: list[int] = []
+    entries = [array("i", [kv_entry(token_id, group) for token_id in prompt_token_ids]) for group in range(len(config.windows))]
     ends = stop_ids(sampling, config)
-    for position in range(num_tokens):
-        visible = [(prefix if window is None else prefix[-window:]).tobytes() for window in config.windows]
-        prefix.append(next_token(visible, config, banned_at(position, sampling, config).__contains__))
-        if prefix[-1] in ends:
-            break
-    return prefix[len(prompt_token_ids) :].tolist()
+    while len(output) < num_tokens and (not output or output[-1] not in ends):
+        pairs = zip(entries, config.windows, strict=True)
+        visible = [(kept if window is None else kept[-window:]).tobytes() for kept, window in pairs]
+        output.append(next_token(visible, config, banned_at(len(output), sampling, config).__contains__))
+        for group, kept in enumerate(entries):
+            kept.append(kv_entry(output[-1], group))
+    return output
 
 
 def ranked_logprob(token_id: int, likeliest: int, config: ToyConfig) -> tuple[int, float]:

@@ -1,9 +1,9 @@
 """The truthful toy: a runner without arithmetic that shows every mistake of the bookkeeping around it.
 
-Its KV store holds token ids, and the next token is a hash of the prefix *read through the block table*. A wrong block, a
-stale slot, a mixed-up stream or a token that was not waited for changes what it says, and `expected_tokens` says what it
-should have been. Steps run late, when they are waited for, in the order of their launch: a plan that was changed after the
-launch shows too.
+Its KV store holds token ids (marked with their KV group), and the next token is a hash of the prefix *read through the block
+table*. A wrong block, a stale slot, a mixed-up stream or a token that was not waited for changes what it says, and
+`expected_tokens` says what it should have been. Steps run late, when they are waited for, in the order of their launch: a
+plan that was changed after the launch shows too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ..ipc.messages import Sampling
 from .plan import PositionLogprobs, ScheduledRequest, StartedRequest, StepPlan, StepResult
-from .toy_config import ToyConfig, banned_at, expected_tokens, next_token, ranked_logprob
+from .toy_config import ToyConfig, banned_at, expected_tokens, kv_entry, next_token, ranked_logprob
 
 __all__ = ["ToyConfig", "ToyFault", "ToyRunner", "expected_tokens"]
 
@@ -125,12 +125,12 @@ class ToyRunner:
         token_ids = [slot.last_token_id] if request.token_ids is None else request.token_ids
         if len(token_ids) != request.num_new_tokens:
             raise ToyFault(f"slot {request.slot}: {len(token_ids)} token ids for {request.num_new_tokens} tokens")
-        for row, block_ids in zip(slot.rows, request.new_block_ids, strict=True):
+        for group, (row, block_ids) in enumerate(zip(slot.rows, request.new_block_ids, strict=True)):
             row.extend(block_ids)
             for position, token_id in enumerate(token_ids, start):
                 if token_id is None:
                     raise ToyFault(f"slot {request.slot} has sampled no token")
-                self._store[row[position // self._block_size]][position % self._block_size] = token_id
+                self._store[row[position // self._block_size]][position % self._block_size] = kv_entry(token_id, group)
         slot.num_tokens = start + request.num_new_tokens
 
     def _read(self, index: int, request: ScheduledRequest, outcome: _Outcome) -> None:
