@@ -30,8 +30,9 @@ def chat_router(service: Service) -> APIRouter:
         model.check_name(body.model)
         _check(body, service)
         prompt = await _prompt(body, model)
+        shape = ChatShape(body, model)
         generation = await Generation.start(service.client, model, body, [prompt])
-        return await answer(request, service, body, generation, ChatShape(body, model))
+        return await answer(request, service, body, generation, shape)
 
     return router
 

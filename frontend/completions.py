@@ -33,8 +33,9 @@ def completions_router(service: Service) -> APIRouter:
         model.check_name(body.model)
         _check(body, service)
         prompts = await _prompts(body, model)
+        shape = CompletionShape(body, model, prompts)
         generation = await Generation.start(service.client, model, body, prompts)
-        return await answer(request, service, body, generation, CompletionShape(body, model, prompts))
+        return await answer(request, service, body, generation, shape)
 
     return router
 
