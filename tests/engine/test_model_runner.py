@@ -358,14 +358,15 @@ def test_cuda_agrees_with_the_cpu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("settings", [[{}], [{"temperature": 0.8}], DRAWN, [{"logprobs": 3, "min_tokens": 30}]], ids=str)
 @pytest.mark.parametrize("windows", WINDOWS, ids=str)
 def test_launching_does_not_wait_for_the_device(windows: tuple[int | None, ...], settings: list[dict[str, Any]]) -> None:
     driver = Driver(windows, "cuda")
     requests = requests_for(make_prompts(), *settings)
     in_flight = []
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(6):
             in_flight.append(driver.runner.launch(driver.plan(requests)))
     finally:
