@@ -6,6 +6,7 @@ Says on stderr what it is doing. Everything that imports torch is imported in he
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -154,8 +155,11 @@ def _build_runner(
 
     device = torch.device(device_name)
     dtype: torch.dtype = getattr(torch, dtype_name)
+    # Threads of one operation wait for each other: one that shares its core with a frontend slows all of them down many times.
+    num_cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
     with torch.inference_mode():
-        model = build_model(model_config, device=device, dtype=dtype)
+        model = build_model(model_config, device=device, dtype=dtype, max_model_len=max_model_len)
         if config.load_format == "dummy":
             _say("Making random weights")
             fill_with_dummy_weights(model, config.seed)
