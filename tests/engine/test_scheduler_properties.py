@@ -57,6 +57,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.submits: dict[int, Submit] = {}
         self.expected: dict[int, list[int]] = {}
         self.aborted: set[int] = set()
+        self.refusals: list[Refused] = []
 
     @rule(
         parent=st.integers(0, 5),
@@ -109,8 +110,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.submits[key] = submit
         try:
             self.core.submit(key, submit)
-        except Refused as refusal:
-            assert refusal.reason is RejectReason.TOO_LONG
+        except Refused as refused:
+            self.refusals.append(refused)
             return
         self.expected[key] = expected
         self.collected.expect(key, len(resumed))
@@ -151,6 +152,7 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "core"):
             return
         finish(self.core, self.collected)
+        assert all(refused.reason is RejectReason.TOO_LONG for refused in self.refusals)
         assert self.collected.finish_reasons.keys() == self.expected.keys()
         for key, reason in self.collected.finish_reasons.items():
             if reason is FinishReason.ABORT:
@@ -184,15 +186,12 @@ TestRandomSchedules = EngineMachine.TestCase
 def test_a_storm_of_preemptions_changes_no_token(overlap: bool, windows: tuple[int | None, ...]) -> None:
     toy = ToyConfig(vocab_size=300, windows=windows)
     dice = random.Random(5)
-    submits = {
-        key: make_submit([dice.randrange(300) for _ in range(dice.randrange(1, 60))], dice.randrange(1, 60))
-        for key in range(60)
-    }
+    prompts = [[dice.randrange(300) for _ in range(dice.randrange(1, 60))] for _ in range(60)]
+    submits = {key: make_submit(prompt, dice.randrange(1, 60)) for key, prompt in enumerate(prompts)}
     # The pool holds 1.2 requests of the longest kind.
     core = make_core(toy, overlap=overlap, num_blocks=36 * len(windows), max_num_batched_tokens=16, max_model_len=120)
-    collected = run_to_end(core, dict(submits))
+    collected = run_to_end(core, submits)
     assert core.scheduler.metrics.num_preemptions > 20
     for key, submit in submits.items():
-        prompt = memoryview(submit.token_ids).cast("i").tolist()
-        assert collected.token_ids[key] == expected_tokens(prompt, submit.sampling.max_tokens, toy)
+        assert collected.token_ids[key] == expected_tokens(prompts[key], submit.sampling.max_tokens, toy)
         assert collected.finish_reasons[key] is FinishReason.LENGTH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from penstock.engine.admission import Limits
@@ -89,9 +89,9 @@ class Collected:
     """The outputs of an engine by request; checks that each request's story is told once, in order and to its end."""
 
     def __init__(self) -> None:
-        self.outputs: dict[Hashable, list[RequestOutput]] = {}
-        self.token_ids: dict[Hashable, list[int]] = {}
-        self.finish_reasons: dict[Hashable, FinishReason] = {}
+        self.outputs: dict[Any, list[RequestOutput]] = {}
+        self.token_ids: dict[Any, list[int]] = {}
+        self.finish_reasons: dict[Any, FinishReason] = {}
 
     def expect(self, key: Hashable, num_output_tokens: int = 0) -> None:
         """A request was submitted, with so many output tokens already."""
@@ -109,7 +109,7 @@ class Collected:
                 self.finish_reasons[output.key] = output.finish_reason
 
 
-def run_to_end(core: EngineCore, submits: dict[Hashable, Submit], max_steps: int = 10_000) -> Collected:
+def run_to_end(core: EngineCore, submits: Mapping[Any, Submit], max_steps: int = 10_000) -> Collected:
     """Submits everything at once and steps until nothing is left; audits the bookkeeping after every step."""
     collected = Collected()
     for key, submit in submits.items():
