@@ -43,25 +43,16 @@ def test_a_request_starts_with_its_prompt_and_goes_on_token_by_token() -> None:
     assert [(started.slot, started.prompt_token_ids, started.output_token_ids) for started in plan.started] == [
         (0, [1, 2, 3, 4, 5], [])
     ]
-    assert plan.requests == (
-        ScheduledRequest(
-            slot=0,
-            num_computed_tokens=0,
-            num_new_tokens=5,
-            token_ids=[1, 2, 3, 4, 5],
-            new_block_ids=((0, 1),),
-            samples_position=0,
-        ),
-    )
+    (request,) = plan.requests
+    assert work(plan) == [(0, 0, 5)]
+    assert (request.token_ids, request.new_block_ids, request.samples_position) == ([1, 2, 3, 4, 5], ((0, 1),), 0)
     (output,) = scheduler.update(plan, result_of(plan, 7))
     assert (output.position, output.token_ids, output.finish_reason, output.num_cached_tokens) == (0, [7], None, 0)
     plan = planned(scheduler)
     assert plan.started == ()
-    assert plan.requests == (
-        ScheduledRequest(
-            slot=0, num_computed_tokens=5, num_new_tokens=1, token_ids=[7], new_block_ids=((),), samples_position=1
-        ),
-    )
+    (request,) = plan.requests
+    assert work(plan) == [(0, 5, 1)]
+    assert (request.token_ids, request.new_block_ids, request.samples_position) == ([7], ((),), 1)
     (output,) = scheduler.update(plan, result_of(plan, 8))
     assert (output.position, output.token_ids, output.num_cached_tokens) == (1, [8], None)
     assert run_step(scheduler, 9) == [("a", [9], FinishReason.LENGTH)]

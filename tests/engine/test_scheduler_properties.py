@@ -191,7 +191,7 @@ def test_a_storm_of_preemptions_changes_no_token(overlap: bool, windows: tuple[i
     # The pool holds 1.2 requests of the longest kind.
     core = make_core(toy, overlap=overlap, num_blocks=36 * len(windows), max_num_batched_tokens=16, max_model_len=120)
     collected = run_to_end(core, submits)
-    assert core.scheduler.metrics.num_preemptions > 20
+    assert core.scheduler.metrics.num_preemptions > 10
     for key, submit in submits.items():
         assert collected.token_ids[key] == expected_tokens(prompts[key], submit.sampling.max_tokens, toy)
         assert collected.finish_reasons[key] is FinishReason.LENGTH
