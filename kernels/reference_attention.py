@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .attention_batch import AttentionBatch
 
-MAX_GATHERED_ELEMENTS = 1 << 25
-"""Bounds the temporary copy of keys (and that of values, and the scores) of one round to 128 MiB each."""
+MAX_GATHERED_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Bounds the temporary copy of keys (and that of values, and the scores) of one round: on a CPU to what its caches hold, on a
+GPU to 128 MiB each."""
 
 
 def paged_attention(
@@ -26,7 +27,8 @@ def paged_attention(
     """See ops.paged_attention."""
     output = torch.empty_like(q)
     num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
-    for rows in _rounds(_host_lengths(batch), num_kv_heads * head_dim, window):
+    max_keys = MAX_GATHERED_ELEMENTS[q.device.type] // (num_kv_heads * head_dim)
+    for rows in _rounds(_host_lengths(batch), max_keys, window):
         first_row, num_rows = rows.first_row, rows.num_rows
         table = batch.block_table[first_row : first_row + num_rows]
         context_lens = batch.context_lens[first_row : first_row + num_rows].long()
@@ -63,15 +65,15 @@ def _host_lengths(batch: AttentionBatch) -> list[tuple[int, int]]:
     return list(zip(query_lens, context_lens, strict=True))
 
 
-def _rounds(lengths: list[tuple[int, int]], elements_per_key: int, window: int | None) -> Iterator[_Rows]:
-    """Cuts the batch into rounds: single-query neighbours together as far as the padded copy stays bounded, others alone."""
+def _rounds(lengths: list[tuple[int, int]], max_keys: int, window: int | None) -> Iterator[_Rows]:
+    """Cuts the batch into rounds: single-query neighbours together up to `max_keys`, padding included, others alone."""
     pending: _Rows | None = None
     first_token = 0
     for row, (query_len, context_len) in enumerate(lengths):
         num_keys = context_len if window is None else min(context_len, query_len + window - 1)
         if pending is not None and query_len == 1:
             longest = max(pending.num_keys, num_keys)
-            if (pending.num_rows + 1) * longest * elements_per_key <= MAX_GATHERED_ELEMENTS:
+            if (pending.num_rows + 1) * longest <= max_keys:
                 pending = _Rows(pending.first_row, pending.num_rows + 1, pending.first_token, 1, longest)
                 first_token += 1
                 continue
@@ -114,7 +116,8 @@ def _attend(
     num_rows, query_len, num_kv_heads, group, head_dim = queries.shape
     num_keys = keys.shape[2]
     output = torch.empty(num_rows, query_len, num_kv_heads, group, head_dim, device=queries.device)
-    queries_per_round = max(1, MAX_GATHERED_ELEMENTS // (num_rows * num_kv_heads * group * num_keys))
+    max_scores = MAX_GATHERED_ELEMENTS[queries.device.type]
+    queries_per_round = max(1, max_scores // (num_rows * num_kv_heads * group * num_keys))
     for first in range(0, query_len, queries_per_round):
         part = queries[:, first : first + queries_per_round].float() * scale
         part_len = part.shape[1]

@@ -1,9 +1,12 @@
 """Plain-PyTorch twins of sampling: keyed noise, filters as thresholds, penalties, log-probabilities.
 
 Nothing here depends on what else is in the batch: a row's token is a function of its logits, parameters, seed and position.
+What takes several times the memory of its logits is done in rounds of rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +15,10 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW_32_BITS = 0xFFFFFFFF
 _NUM_ROUNDS = 10
+MAX_ROUND_ELEMENTS = 1 << 23
+"""Logits of one round; its temporaries take about 40 bytes for each."""
+NUM_LIKELIEST = 1024
+"""Tokens that decide most filters, far cheaper to find than the order of a whole vocabulary."""
 
 
 def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], keys: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -47,30 +54,69 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
 
 def logit_thresholds(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """See ops.logit_thresholds."""
-    vocab_size = logits.shape[1]
-    tempered = logits / temperatures.unsqueeze(1)
-    ordered = tempered.sort(dim=1, descending=True).values
+    thresholds = torch.empty_like(temperatures)
+    for part in _rounds(*logits.shape):
+        tempered = logits[part] / temperatures[part].unsqueeze(1)
+        thresholds[part] = _thresholds(tempered, top_k[part], top_p[part], min_p[part])
+    return thresholds
+
+
+def _rounds(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Slices of rows with a bounded number of logits."""
+    rows_per_round = max(1, MAX_ROUND_ELEMENTS // vocab_size)
+    for start in range(0, num_rows, rows_per_round):
+        yield slice(start, start + rows_per_round)
+
+
+def _thresholds(tempered: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """On a CPU only rows that their likeliest tokens do not decide are sorted as a whole."""
+    if tempered.device.type != "cpu" or tempered.shape[1] <= NUM_LIKELIEST:
+        return _decide(tempered, _sorted(tempered), top_k, top_p, min_p)[0]
+    likeliest = tempered.topk(NUM_LIKELIEST, dim=1).values
+    thresholds, is_decided = _decide(tempered, likeliest, top_k, top_p, min_p)
+    rest = (~is_decided).nonzero().flatten()
+    if len(rest):
+        tempered = tempered[rest]
+        thresholds[rest] = _decide(tempered, _sorted(tempered), top_k[rest], top_p[rest], min_p[rest])[0]
+    return thresholds
+
+
+def _sorted(tempered: Tensor) -> Tensor:
+    return tempered.sort(dim=1, descending=True).values
+
+
+def _decide(tempered: Tensor, ordered: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds from the highest values in falling order, and bool [N]: whether so many were enough to tell."""
+    vocab_size, num_ordered = tempered.shape[1], ordered.shape[1]
     highest = ordered[:, :1]
     thresholds = highest + min_p.unsqueeze(1).log()  # log(0) = -inf: min_p is off
-    last = torch.where(top_k > 0, top_k.clamp_max(vocab_size), vocab_size).long().unsqueeze(1) - 1
-    thresholds = torch.maximum(thresholds, ordered.gather(1, last))
+    has_top_k = (top_k > 0) & (top_k < vocab_size)
+    last = top_k.clamp(1, num_ordered).long().unsqueeze(1) - 1
+    thresholds = torch.maximum(thresholds, torch.where(has_top_k.unsqueeze(1), ordered.gather(1, last), -torch.inf))
+    total = torch.where(tempered >= thresholds, (tempered - highest).exp_(), 0.0).sum(1, keepdim=True)
     kept = ordered >= thresholds
-    weights = torch.where(kept, (ordered - highest).exp(), 0.0)
+    weights = torch.where(kept, (ordered - highest).exp_(), 0.0)
     mass_before = weights.cumsum(1) - weights
-    needed = kept & (mass_before < top_p.unsqueeze(1) * weights.sum(1, keepdim=True))
+    needed = kept & (mass_before < top_p.unsqueeze(1) * total)
     needed[:, 0] = True
-    nucleus = ordered.gather(1, needed.sum(1, keepdim=True) - 1)
-    thresholds = torch.where(top_p.unsqueeze(1) < 1.0, torch.maximum(thresholds, nucleus), thresholds)
-    return thresholds.squeeze(1)
+    num_needed = needed.sum(1, keepdim=True)
+    has_top_p = top_p < 1.0
+    nucleus = torch.maximum(thresholds, ordered.gather(1, num_needed - 1))
+    thresholds = torch.where(has_top_p.unsqueeze(1), nucleus, thresholds).squeeze(1)
+    is_open = (has_top_k & (top_k > num_ordered)) | (has_top_p & (num_needed.squeeze(1) == num_ordered))
+    return thresholds, ~is_open
 
 
 def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
     """See ops.sample_gumbel."""
-    tempered = logits / temperatures.unsqueeze(1)
-    noisy = tempered + gumbel_noise(seeds, positions, logits.shape[1])
-    if thresholds is not None:
-        noisy.masked_fill_(tempered < thresholds.unsqueeze(1), -torch.inf)
-    return noisy.argmax(dim=1)
+    token_ids = torch.empty_like(seeds)
+    for part in _rounds(*logits.shape):
+        tempered = logits[part] / temperatures[part].unsqueeze(1)
+        noisy = gumbel_noise(seeds[part], positions[part], logits.shape[1]).add_(tempered)
+        if thresholds is not None:
+            noisy.masked_fill_(tempered < thresholds[part].unsqueeze(1), -torch.inf)
+        token_ids[part] = noisy.argmax(dim=1)
+    return token_ids
 
 
 def apply_penalties(
@@ -83,14 +129,16 @@ def apply_penalties(
     presence: Tensor,
 ) -> None:
     """See ops.apply_penalties."""
-    counts = token_counts.index_select(0, count_rows)
-    penalized = logits.index_select(0, rows)
-    divided = torch.where(penalized > 0, penalized / repetition.unsqueeze(1), penalized * repetition.unsqueeze(1))
-    penalized = torch.where(counts != 0, divided, penalized)
-    num_output = counts >> 1
-    penalized -= frequency.unsqueeze(1) * num_output
-    penalized -= presence.unsqueeze(1) * (num_output > 0)
-    logits.index_copy_(0, rows, penalized)
+    for part in _rounds(len(rows), logits.shape[1]):
+        counts = token_counts.index_select(0, count_rows[part])
+        penalized = logits.index_select(0, rows[part])
+        factors = repetition[part].unsqueeze(1)
+        divided = torch.where(penalized > 0, penalized / factors, penalized * factors)
+        penalized = torch.where(counts != 0, divided, penalized)
+        num_output = counts >> 1
+        penalized -= frequency[part].unsqueeze(1) * num_output
+        penalized -= presence[part].unsqueeze(1) * (num_output > 0)
+        logits.index_copy_(0, rows[part], penalized)
 
 
 def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from penstock.kernels import ops
+from penstock.kernels import ops, reference_sampling
 from tests.kernels.comparing import DEVICES
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
-VOCAB_SIZES = [1, 2, 97, 1000]
+VOCAB_SIZES = [1, 2, 97, 1000, 4001]
 
 
 def naive_kept(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[set[int], float]:
@@ -38,6 +38,8 @@ FILTERS = [
     (0, 1.0, 0.0),
     (1, 1.0, 0.0),
     (7, 1.0, 0.0),
+    (1500, 1.0, 0.0),
+    (1500, 0.95, 0.0),
     (10_000, 1.0, 0.0),
     (0, 0.9, 0.0),
     (0, 0.1, 0.0),
@@ -53,7 +55,7 @@ FILTERS = [
 @pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 def test_filters_keep_what_the_definitions_keep(vocab_size: int, tied: bool, device: str) -> None:
-    rows = [(*settings, temperature) for settings in FILTERS for temperature in (0.25, 1.0, 3.0)]
+    rows = [(*settings, temperature) for settings in FILTERS for temperature in (0.25, 1.0, 5.0)]
     logits = torch.randn(len(rows), vocab_size) * 4
     if tied:
         logits = logits.round()
@@ -123,6 +125,25 @@ def test_a_draw_does_not_depend_on_its_batch(device: str) -> None:
         own = slice(row, row + 1)
         alone = ops.sample_gumbel(logits[own], temperatures[own], None, seeds[own], positions[own])
         assert int(alone) == int(together[row])
+
+
+@pytest.mark.parametrize("rows_per_round", [1, 2, 5])
+def test_rounds_of_rows_change_nothing(rows_per_round: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, noughts = torch.randn(5, 1500) * 2, torch.zeros(5)
+    temperatures, top_p = torch.rand(5) + 0.2, torch.tensor([0.3, 0.99, 1.0, 0.7, 0.9])
+    counts = torch.randint(0, 4, (5, 1500), dtype=torch.int32)
+
+    def run() -> list[torch.Tensor]:
+        thresholds = ops.logit_thresholds(logits, temperatures, noughts.int(), top_p, noughts)
+        tokens = ops.sample_gumbel(logits, temperatures, thresholds, torch.arange(5), torch.arange(5))
+        penalized = logits.clone()
+        ops.apply_penalties(penalized, torch.arange(5), counts, torch.arange(5), temperatures, temperatures, temperatures)
+        return [thresholds, tokens, penalized]
+
+    expected = run()
+    monkeypatch.setattr(reference_sampling, "MAX_ROUND_ELEMENTS", rows_per_round * 1500)
+    for actual, whole in zip(run(), expected, strict=True):
+        assert torch.equal(actual, whole)
 
 
 @pytest.mark.parametrize("device", DEVICES)
