@@ -97,8 +97,8 @@ def test_a_block_takes_what_the_caches_take() -> None:
     assert count_block_bytes(TINY, 16, "float32") == 4 * (k_cache.nbytes + v_cache.nbytes) // 10 == TINY_BLOCK_BYTES
 
 
-def test_the_attention_twins_scratch_is_the_one_planned_for() -> None:
-    assert reference_attention.MAX_GATHERED_ELEMENTS == ATTENTION_ROUND_ELEMENTS
+def test_the_attention_twins_scratch_is_covered_by_the_plan() -> None:
+    assert max(reference_attention.MAX_GATHERED_ELEMENTS.values()) == ATTENTION_ROUND_ELEMENTS
 
 
 def test_on_the_cpu_the_kv_cache_takes_one_gib() -> None:
