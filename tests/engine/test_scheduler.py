@@ -140,6 +140,30 @@ def test_a_preempted_request_waits_for_its_pending_token() -> None:
     assert plan.requests[0].samples_position == 1
 
 
+def test_a_pending_token_is_waited_for_even_when_there_is_room() -> None:
+    scheduler = make_scheduler(num_blocks=4, caches_prefixes=False)
+    scheduler.submit("old", make_submit([1] * 7, 9))
+    scheduler.submit("new", make_submit([2] * 8, 9))
+    first, second = planned(scheduler), planned(scheduler)
+    scheduler.abort("old")
+    assert (scheduler.num_running, scheduler.num_waiting) == (0, 1)
+    assert scheduler.plan() is None
+    scheduler.update(first, result_of(first, 5))
+    scheduler.update(second, result_of(second, 6))
+    assert planned(scheduler).requests[0].token_ids == [*[2] * 8, 5]
+
+
+def test_who_is_preempted_leaves_the_step_it_was_planned_for() -> None:
+    scheduler = make_scheduler(num_blocks=5, max_num_batched_tokens=6)
+    scheduler.submit("decode", make_submit([1] * 3))
+    run_step(scheduler)
+    scheduler.submit("prompt", make_submit([2] * 14, priority=-1))
+    assert work(planned(scheduler)) == [(0, 3, 1), (1, 0, 5)]
+    assert work(planned(scheduler)) == [(0, 4, 1), (1, 5, 5)]
+    assert work(planned(scheduler)) == [(1, 10, 4)], "the prompt comes first in line, and needs the decode's block"
+    scheduler.check_integrity()
+
+
 def test_a_request_that_is_preempted_while_it_stops_ends_once() -> None:
     scheduler = make_scheduler(num_blocks=4, eos_token_ids=[5])
     scheduler.submit("old", make_submit([1] * 7, 2))
@@ -297,10 +321,12 @@ def test_prompt_logprobs_of_a_preempted_chunk_are_not_counted_twice() -> None:
     scheduler = make_scheduler(num_blocks=4, max_num_batched_tokens=5, caches_prefixes=False)
     scheduler.submit("old", make_submit([1] * 3, 3))
     scheduler.submit("new", make_submit([2] * 12, 1, prompt_logprobs=0))
-    in_flight = [planned(scheduler) for _ in range(3)]
-    assert [work(plan) for plan in in_flight] == [[(0, 0, 3), (1, 0, 2)], [(0, 3, 1), (1, 2, 4)], [(0, 4, 1)]]
-    for plan, num_rows in zip(in_flight, (2, 4, 0), strict=True):
-        scheduler.update(plan, result_of(plan, prompt_logprobs={1: logprobs_of(*[2] * num_rows)} if num_rows else {}))
+    first, second = planned(scheduler), planned(scheduler)
+    scheduler.update(first, result_of(first, prompt_logprobs={1: logprobs_of(2, 2)}))
+    third = planned(scheduler)
+    assert [work(plan) for plan in (first, second, third)] == [[(0, 0, 3), (1, 0, 2)], [(0, 3, 1), (1, 2, 4)], [(0, 4, 1)]]
+    scheduler.update(second, result_of(second, prompt_logprobs={1: logprobs_of(2, 2, 2, 2)}))
+    scheduler.update(third, result_of(third))
     rows = []
     for num_rows in (5, 5, 1):
         plan = planned(scheduler)
