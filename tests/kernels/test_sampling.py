@@ -9,29 +9,10 @@ import torch
 
 from penstock.kernels import ops, reference_sampling
 from tests.kernels.comparing import DEVICES
+from tests.kernels.naive_sampling import naive_kept, naive_penalized
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 VOCAB_SIZES = [1, 2, 97, 1000, 4001]
-
-
-def naive_kept(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[set[int], float]:
-    """Token ids that survive min_p, then top_k, then top_p (ties with the last one kept), and how near top_p's border was."""
-    tempered = [logit / temperature for logit in logits]
-    highest = max(tempered)
-    kept = {i for i, logit in enumerate(tempered) if math.exp(logit - highest) >= min_p}
-    if top_k:
-        border = sorted((tempered[i] for i in kept), reverse=True)[:top_k][-1]
-        kept = {i for i in kept if tempered[i] >= border}
-    if top_p == 1.0:
-        return kept, math.inf
-    total = sum(math.exp(tempered[i] - highest) for i in kept)
-    mass, margin = 0.0, math.inf
-    for logit in sorted((tempered[i] for i in kept), reverse=True):
-        mass += math.exp(logit - highest) / total
-        margin = min(margin, abs(mass - top_p))
-        if mass >= top_p:
-            return {i for i in kept if tempered[i] >= logit}, margin
-    return kept, margin
 
 
 FILTERS = [
@@ -168,13 +149,11 @@ def test_penalties_equal_their_definitions(device: str) -> None:
         rows, count_rows, prompts, outputs, settings, strict=True
     ):
         for token_id in range(vocab_size):
-            num_output = output.count(token_id)
-            counts[count_row, token_id] = 2 * num_output + (token_id in prompt)
-            logit = float(expected[row, token_id])
-            if token_id in prompt or num_output:
-                logit = logit / repetition if logit > 0 else logit * repetition
-            logit -= frequency * num_output + (presence if num_output else 0.0)
-            expected[row, token_id] = logit
+            counts[count_row, token_id] = 2 * output.count(token_id) + (token_id in prompt)
+        values = naive_penalized(
+            expected[row].tolist(), prompt, output, repetition=repetition, frequency=frequency, presence=presence
+        )
+        expected[row] = torch.tensor(values, dtype=torch.float64)
     actual = logits.to(device)
     columns = [torch.tensor(column, device=device) for column in zip(*settings, strict=True)]
     ops.apply_penalties(
