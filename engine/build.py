@@ -64,10 +64,11 @@ def _toy_dir(config: EngineConfig) -> Path | None:
 def _load_toy(config: EngineConfig, model_dir: Path) -> LoadedEngine:
     toy = ToyConfig.from_dir(model_dir)
     num_blocks = config.num_gpu_blocks_override or TOY_NUM_BLOCKS
+    num_tokens = num_blocks // len(toy.windows) * config.block_size
     facts = ModelFacts(
         model_dir=str(model_dir),
         served_model_names=config.served_model_names or (str(config.model),),
-        max_model_len=_bounded(config.max_model_len, toy.max_position_embeddings),
+        max_model_len=_bounded(config.max_model_len, min(toy.max_position_embeddings, num_tokens)),
         vocab_size=toy.vocab_size,
         eos_token_ids=() if toy.eos_token_id is None else (toy.eos_token_id,),
         generation_defaults={},
@@ -84,7 +85,9 @@ def _load_toy(config: EngineConfig, model_dir: Path) -> LoadedEngine:
 
 def _bounded(max_model_len: int | None, longest: int) -> int:
     if max_model_len is not None and max_model_len > longest:
-        raise EngineStartError(f"--max-model-len {max_model_len} is longer than the model's context of {longest} tokens")
+        raise EngineStartError(
+            f"--max-model-len {max_model_len} is longer than the {longest} tokens that model and KV cache allow"
+        )
     return max_model_len or longest
 
 

@@ -25,7 +25,8 @@ from collections.abc import Callable, Hashable
 
 from ..ipc.messages import FinishReason, Submit
 from .admission import Limits, admit
-from .kv_blocks import KVBlocks, PrefixHit, extend_block_hashes
+from .holdings import Holdings
+from .kv_blocks import KVBlocks, PrefixHit
 from .metrics import EngineMetrics, Gauges
 from .outputs import RequestOutput, make_output
 from .plan import PositionLogprobs, StepPlan, StepResult
@@ -47,7 +48,7 @@ class Scheduler:
         self._requests: dict[Hashable, Request] = {}
         self._waiting = RequestList()
         self._running = RequestList()
-        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._holdings = Holdings(blocks, limits.max_num_seqs)
         self._in_flight: deque[LaunchedStep] = deque()
         self._ended: list[RequestOutput] = []
         self._num_arrivals = 0
@@ -149,9 +150,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Audits every KV block and slot; raises IntegrityError."""
-        self.blocks.check_integrity()
-        slots = sorted([*self._free_slots, *(request.slot for request in self._running if request.slot is not None)])
-        assert slots == list(range(self.limits.max_num_seqs)), f"slots are lost or doubled: {slots}"
+        self._holdings.check_integrity(self._running)
 
     def _continue_running(self, draft: StepDraft) -> None:
         decodes = []
@@ -170,10 +169,8 @@ class Scheduler:
 
     def _continue(self, request: Request, draft: StepDraft) -> None:
         """Schedules a running request, at the expense of newer ones if need be."""
-        assert request.blocks is not None, "a running request has blocks"
         num_new_tokens = min(request.num_tokens_to_compute, draft.budget)
-        start = request.num_computed_tokens
-        while (new_block_ids := self.blocks.grow(request.blocks, start, start + num_new_tokens)) is None:
+        while (new_block_ids := self._holdings.grow(request, num_new_tokens)) is None:
             victim = self._running.newest
             draft.drop(victim)
             draft.has_preempted = True
@@ -183,64 +180,42 @@ class Scheduler:
         draft.add(request, num_new_tokens, new_block_ids)
 
     def _start_waiting(self, draft: StepDraft) -> None:
-        while self._waiting and draft.budget and self._free_slots:
+        while self._waiting and draft.budget and self._holdings.has_free_slot:
             request = self._waiting.oldest
             if request.num_pending_tokens or not self._start(request, draft):
                 return
 
     def _start(self, request: Request, draft: StepDraft) -> bool:
         """Gives the head of the queue a slot and blocks; False when there are too few for its tokens."""
-        hit = self._find_prefix(request)
-        if not self.blocks.can_start(request.num_tokens, hit):
+        hit = self._holdings.take(request)
+        if hit is None:
             return False
         self._waiting.remove(request)
         self._running.add(request)
         request.status = RequestStatus.RUNNING
-        request.slot = self._free_slots.pop()
-        request.blocks = self.blocks.open(hit)
-        request.num_computed_tokens = hit.num_tokens
         self._note_start(request, hit)
         num_new_tokens = min(request.num_tokens_to_compute, draft.budget)
-        grown = self.blocks.grow(request.blocks, hit.num_tokens, hit.num_tokens + num_new_tokens)
-        assert grown is not None, "can_start promised room"
-        draft.start(request, hit, num_new_tokens, grown)
+        new_block_ids = self._holdings.grow(request, num_new_tokens)
+        assert new_block_ids is not None, "room was promised"
+        draft.start(request, hit, num_new_tokens, new_block_ids)
         return True
-
-    def _find_prefix(self, request: Request) -> PrefixHit:
-        """At least one token is left to compute."""
-        if not self._may_reuse(request):
-            return self.blocks.find_prefix((), 0)
-        extend_block_hashes(request.block_hashes, request.token_ids, self.blocks.block_size, request.cache_salt)
-        return self.blocks.find_prefix(request.block_hashes, request.num_tokens - 1)
-
-    def _may_reuse(self, request: Request) -> bool:
-        """Who wants prompt logprobs needs the logits of the whole prompt."""
-        return self.blocks.caches_prefixes and not request.owes_prompt_logprobs
 
     def _note_start(self, request: Request, hit: PrefixHit) -> None:
         if request.scheduled_s is None:
             request.scheduled_s = self._clock()
             request.num_cached_tokens = min(hit.num_tokens, request.num_prompt_tokens)
-            self.metrics.on_started(request, hit.num_tokens if self._may_reuse(request) else None)
+            self.metrics.on_started(request, hit.num_tokens if self._holdings.may_reuse(request) else None)
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue; nothing computed is kept but what the prefix cache has."""
-        self._give_back(request)
+        self._running.remove(request)
+        self._holdings.give_back(request)
         request.status = RequestStatus.WAITING
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         request.prompt_logprobs.clear()
         self._waiting.add(request)
         self.metrics.num_preemptions += 1
-
-    def _give_back(self, request: Request) -> None:
-        assert request.blocks is not None, "a running request has blocks"
-        assert request.slot is not None, "a running request has a slot"
-        self._running.remove(request)
-        self.blocks.close(request.blocks)
-        self._free_slots.append(request.slot)
-        request.blocks = None
-        request.slot = None
 
     def _apply(self, share: Share, index: int, result: StepResult, now_s: float) -> RequestOutput | None:
         """One share's outcome; None where there is nothing to tell."""
@@ -252,7 +227,7 @@ class Scheduler:
             return self._end(request, FinishReason.ERROR, result.errors[index])
         is_kept = request.num_preemptions == share.num_preemptions
         if is_kept:
-            self._register(request, share.num_computed_tokens)
+            self._holdings.register(request, share.num_computed_tokens)
             if request.owes_prompt_logprobs and index in result.prompt_logprobs:
                 request.prompt_logprobs.append(result.prompt_logprobs[index])
         if not share.samples:
@@ -273,15 +248,6 @@ class Scheduler:
             self._release(request, reason)
         return make_output(request, token_ids, logprobs=logprobs, reason=reason)
 
-    def _register(self, request: Request, num_computed_tokens: int) -> None:
-        """Offers the blocks that are full and computed by now to the prefix cache."""
-        table = request.blocks
-        num_blocks = num_computed_tokens // self.blocks.block_size
-        if table is None or not self.blocks.caches_prefixes or num_blocks <= table.num_registered:
-            return
-        extend_block_hashes(request.block_hashes, request.token_ids, self.blocks.block_size, request.cache_salt)
-        self.blocks.register(table, request.block_hashes, num_blocks)
-
     def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> RequestOutput:
         """The terminal event of a request that ends without a further token."""
         self._release(request, reason)
@@ -290,7 +256,8 @@ class Scheduler:
     def _release(self, request: Request, reason: FinishReason) -> None:
         """Gives back what the request owns and forgets it."""
         if request.status is RequestStatus.RUNNING:
-            self._give_back(request)
+            self._running.remove(request)
+            self._holdings.give_back(request)
         else:
             self._waiting.remove(request)
         request.status = RequestStatus.FINISHED

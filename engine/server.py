@@ -21,7 +21,7 @@ import zmq
 
 from ..ipc import messages
 from ..ipc.codec import ProtocolError, decode
-from ..ipc.messages import HEARTBEAT_INTERVAL_S, PROTOCOL_VERSION, RejectReason
+from ..ipc.messages import PROTOCOL_VERSION, RejectReason
 from ..ipc.sockets import EngineSocket, GonePeer, SlowPeer, check_socket_dir
 from .core import EngineCore
 from .errors import Refused
@@ -29,6 +29,7 @@ from .facts import ModelFacts
 from .leases import Lease, Leases
 from .outbox import RETRY_INTERVAL_S, Outbox
 from .outputs import RequestOutput
+from .pulse import Pulse
 
 MAX_FRAMES_PER_STEP = 1000
 """Taken from each socket between two steps; more than the queue of one step needs, few enough that a flood cannot stop the
@@ -61,9 +62,7 @@ class EngineServer:
         self._poller = zmq.Poller()
         for source in (self._data.socket, self._control.socket, self._wake_reader):
             self._poller.register(source, zmq.POLLIN)
-        self._next_heartbeat_s = 0.0
-        self._last_advance_s = clock()
-        self._num_steps_seen = 0
+        self._pulse = Pulse(core, self._boot_id, clock())
         self._was_idle = True
         self._is_stopping = False
         self._drain_until_s: float | None = None
@@ -99,7 +98,7 @@ class EngineServer:
         if not self._was_idle:
             self._was_idle = True
             self._core.scheduler.blocks.check_idle()
-        wait_s = max(0.0, self._next_heartbeat_s - self._clock())
+        wait_s = max(0.0, self._pulse.next_beat_s - self._clock())
         if any(not lease.outbox.is_empty for lease in self._leases):
             wait_s = min(wait_s, RETRY_INTERVAL_S)
         if self._is_stopping and self._drain_until_s is None:
@@ -206,15 +205,17 @@ class EngineServer:
                 lease.open_requests.discard(request_id)
         has_work = self._core.has_work
         now_s = self._clock()
-        self._note_progress(has_work, now_s)
+        self._pulse.note(has_work, now_s)
+        self._was_idle &= not has_work
         for lease in self._leases:
             self._flush(lease, now_s, at_once=not has_work)
             if lease.is_ending and not lease.open_requests:
                 self._metrics.forget_frontend(lease.identity)
                 self._leases.end(lease)
-        if now_s >= self._next_heartbeat_s:
-            self._next_heartbeat_s = now_s + HEARTBEAT_INTERVAL_S
-            self._send_heartbeats(now_s)
+        if self._pulse.is_due(now_s):
+            heartbeat = self._pulse.beat(now_s)
+            for lease in self._leases:
+                self._try_send(self._control, lease.identity, heartbeat)
 
     def _flush(self, lease: Lease, now_s: float, *, at_once: bool) -> None:
         try:
@@ -222,24 +223,6 @@ class EngineServer:
         except GonePeer:
             lease.outbox = Outbox(self._boot_id)
             self._give_up(lease)
-
-    def _note_progress(self, has_work: bool, now_s: float) -> None:
-        if not has_work or self._core.num_completed_steps != self._num_steps_seen:
-            self._num_steps_seen = self._core.num_completed_steps
-            self._last_advance_s = now_s
-        self._was_idle &= not has_work
-
-    def _send_heartbeats(self, now_s: float) -> None:
-        scheduler = self._core.scheduler
-        heartbeat = messages.EngineHeartbeat(
-            engine_boot_id=self._boot_id,
-            step_age_s=now_s - self._last_advance_s,
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            kv_usage=scheduler.blocks.usage,
-        )
-        for lease in self._leases:
-            self._try_send(self._control, lease.identity, heartbeat)
 
     def _try_send(self, socket: EngineSocket, identity: bytes, message: messages.ToFrontend) -> None:
         """For messages that are asked for again or follow again, and so may get lost."""

@@ -49,6 +49,8 @@ def test_what_cannot_work_is_one_clear_line(tmp_path: Path) -> None:
     config = EngineConfig(model=str(make_toy_model(tmp_path)))
     with pytest.raises(EngineStartError, match=r"--max-model-len 5000 .* 4096"):
         load_engine(replace(config, max_model_len=5000))
+    with pytest.raises(EngineStartError, match=r"--max-model-len 700 .* 640"):
+        load_engine(replace(config, max_model_len=700, num_gpu_blocks_override=40))
     with pytest.raises(EngineStartError, match="--block-size must be at least 1"):
         load_engine(replace(config, block_size=0))
     with pytest.raises(EngineStartError, match="neither a directory nor"):

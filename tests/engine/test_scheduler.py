@@ -157,7 +157,7 @@ def test_who_is_preempted_leaves_the_step_it_was_planned_for() -> None:
     scheduler = make_scheduler(num_blocks=5, max_num_batched_tokens=6)
     scheduler.submit("decode", make_submit([1] * 3))
     run_step(scheduler)
-    scheduler.submit("prompt", make_submit([2] * 14, priority=-1))
+    scheduler.submit("prompt", make_submit([2] * 14, 2, priority=-1))
     assert work(planned(scheduler)) == [(0, 3, 1), (1, 0, 5)]
     assert work(planned(scheduler)) == [(0, 4, 1), (1, 5, 5)]
     assert work(planned(scheduler)) == [(1, 10, 4)], "the prompt comes first in line, and needs the decode's block"
