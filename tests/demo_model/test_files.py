@@ -60,7 +60,7 @@ def test_the_template_asks_for_an_answer() -> None:
 
 
 def test_the_template_reads_parts_and_other_roles() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
         {"role": "assistant", "content": None},
