@@ -30,7 +30,7 @@ NewBlockIds = tuple[tuple[int, ...], ...]
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
-    """One request's blocks. `rows[group][i]` is None once the block has left the window."""
+    """One request's blocks. All rows have the same length; `rows[group][i]` is None once the block has left the window."""
 
     rows: list[list[int | None]]
     num_freed: list[int]
@@ -77,6 +77,8 @@ class KVBlocks:
         self.windows = tuple(windows)
         self.caches_prefixes = caches_prefixes
         self._max_step_tokens = max_step_tokens
+        self._window_groups = [group for group, window in enumerate(self.windows) if window is not None]
+        self._nothing: NewBlockIds = tuple(() for _ in self.windows)
         self._tables: set[BlockTable] = set()
 
     @property
@@ -149,20 +151,22 @@ class KVBlocks:
         Gives back what no query at `first_position` or later can see. Returns the appended ids per group, or None, with nothing
         appended, when the pool has too few blocks.
         """
-        for group, row in enumerate(table.rows):
-            self._free_behind_window(table, group, row, first_position)
-        num_wanted = -(-num_tokens // self.block_size)
-        num_missing = [num_wanted - len(row) for row in table.rows]
-        if sum(num_missing) > self.pool.num_available:
+        for group in self._window_groups:
+            self._free_behind_window(table, group, first_position)
+        num_missing = -(-num_tokens // self.block_size) - len(table.rows[0])
+        if num_missing <= 0:
+            return self._nothing
+        if num_missing * len(table.rows) > self.pool.num_available:
             return None
         appended = []
-        for row, count in zip(table.rows, num_missing, strict=True):
-            block_ids = self.pool.allocate(count) if count > 0 else []
+        for row in table.rows:
+            block_ids = self.pool.allocate(num_missing)
             row.extend(block_ids)
             appended.append(tuple(block_ids))
         return tuple(appended)
 
-    def _free_behind_window(self, table: BlockTable, group: int, row: list[int | None], first_position: int) -> None:
+    def _free_behind_window(self, table: BlockTable, group: int, first_position: int) -> None:
+        row = table.rows[group]
         first = min(self._first_visible(group, first_position), len(row))
         for index in range(table.num_freed[group], first):
             block_id = row[index]
