@@ -57,8 +57,7 @@ class SampledPart:
         for place, row in enumerate(self.plan.reported_rows):
             owner = self.owners[row]
             assert owner.num_top is not None
-            if owner.index not in result.errors:
-                result.logprobs[owner.index] = logprobs.part(place, 1, owner.num_top)
+            result.logprobs[owner.index] = logprobs.part(place, 1, owner.num_top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,9 @@ class ScoredPart:
         is_valid = self.is_valid.tolist()
         start = 0
         for segment in self.plan.segments:
-            if all(is_valid[start : start + segment.num_positions]):
-                result.prompt_logprobs[segment.index] = logprobs.part(start, segment.num_positions, segment.num_top)
-            else:
+            if not all(is_valid[start : start + segment.num_positions]):
                 result.errors[segment.index] = INVALID_LOGITS
+            result.prompt_logprobs[segment.index] = logprobs.part(start, segment.num_positions, segment.num_top)
             start += segment.num_positions
 
 
@@ -128,4 +126,6 @@ class LaunchedStep:
             self.scored.read(result)
         for index in result.errors:
             result.token_ids[index].clear()
+            result.logprobs.pop(index, None)
+            result.prompt_logprobs.pop(index, None)
         return result

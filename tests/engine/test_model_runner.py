@@ -132,8 +132,27 @@ def test_token_counts_exist_only_for_requests_with_penalties() -> None:
     for _ in range(3):
         driver.run(requests_for(prompts, {"presence_penalty": 0.5}, {}))
     assert counts.counts.shape[0] == 4
+    others = requests_for(make_prompts((3,) * 6), {"presence_penalty": 0.5}, {})
+    for request in others:
+        request.slot ^= 1
+    driver.run(others)
+    assert counts.counts.shape[0] == 4
     driver.run(requests_for(make_prompts((3,) * 6), {"presence_penalty": 0.5}))
     assert counts.counts.shape[0] == 6
+
+
+def test_counts_survive_when_more_requests_with_penalties_come() -> None:
+    driver = Driver()
+    prompts = make_prompts((4, 9, 6, 2, 11, 5))
+    settings = {"frequency_penalty": 1.5, "presence_penalty": 0.5}
+    expected = [driver.run([request])[0] for request in requests_for(prompts, settings)]
+    driver = Driver()
+    requests = requests_for(prompts, settings)
+    for num_tokens, num_requests in ((5, 3), (8, 4), (12, 6)):
+        for request in requests[:num_requests]:
+            request.num_tokens = num_tokens
+        driver.run(requests[:num_requests], steps_ahead=1)
+    assert [request.output for request in requests] == expected
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
@@ -237,6 +256,19 @@ def test_only_the_request_whose_logits_are_nan_fails(settings: dict[str, Any], d
     outputs = driver.run(requests)
     assert [request.error for request in requests] == [None, INVALID_LOGITS, None, None]
     assert outputs == [expected[0], [], *expected[2:]]
+    assert not any(result.logprobs or result.prompt_logprobs for result in requests[1].results)
+
+
+def test_nan_in_a_prompt_that_is_scored_is_found_before_anything_is_sampled() -> None:
+    driver = Driver()
+    with torch.no_grad():
+        driver.model.embed_tokens.weight[NAN_TOKEN_ID] = torch.nan
+    prompts = make_prompts((20, 20))
+    prompts[0][4] = NAN_TOKEN_ID
+    requests = requests_for(prompts, {"prompt_logprobs": 0})
+    driver.read(requests, driver.runner.launch(driver.plan(requests, chunk=8)))
+    assert [request.error for request in requests] == [INVALID_LOGITS, None]
+    assert [bool(request.results[0].prompt_logprobs) for request in requests] == [False, True]
 
 
 def spoiled(request: ScheduledRequest, **changes: Any) -> ScheduledRequest:
