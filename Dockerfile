@@ -18,7 +18,7 @@ RUN groupadd --gid 10001 penstock \
     && install -d -o penstock -g penstock -m 0755 /models \
     && python3 -m venv --without-pip /opt/penstock
 
-# The wheel, installed, then parted in two: the demo model's weights change less often than the code around them.
+# The wheel, installed, then parted in two: the demo model's weights, which seldom change and only the engine reads, and the rest.
 # Bytecode is written here because the images run read-only; it does not depend on the files' times.
 FROM base AS code
 WORKDIR /src
@@ -33,8 +33,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip --python /opt/penstock/bin/python install --no-deps --no-index --no-compile /dist/*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/penstock/lib/python3.*/site-packages/penstock \
     && package=$(echo /opt/penstock/lib/python3.*/site-packages/penstock) \
-    && mkdir -p "/parts/code$(dirname "$package")" "/parts/demo_model$package" /parts/code/opt/penstock/bin \
-    && mv "$package/demo_model" "/parts/demo_model$package/" \
+    && mkdir -p "/parts/code$(dirname "$package")" "/parts/weights$package/demo_model" /parts/code/opt/penstock/bin \
+    && mv "$package"/demo_model/*.safetensors "/parts/weights$package/demo_model/" \
     && mv "$package" "$package"-*.dist-info "/parts/code$(dirname "$package")/" \
     && mv /opt/penstock/bin/penstock /parts/code/opt/penstock/bin/
 
@@ -42,7 +42,6 @@ FROM base AS frontend
 COPY requirements/frontend.txt /opt/penstock/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/penstock/bin/python install --require-hashes --only-binary :all: -r /opt/penstock/requirements.txt
-COPY --from=code /parts/demo_model/ /
 COPY --from=code /parts/code/ /
 USER penstock
 EXPOSE 8000
@@ -63,7 +62,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY requirements/engine.txt /opt/penstock/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/penstock/bin/python install --require-hashes --only-binary :all: -r /opt/penstock/requirements.txt
-COPY --from=code /parts/demo_model/ /
+COPY --from=code /parts/weights/ /
 COPY --from=code /parts/code/ /
 ENV TRITON_CACHE_DIR=/models/cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/models/cache/inductor \

@@ -40,17 +40,23 @@ def socket_dir() -> Path:
 
 
 @pytest.fixture
-def frontend_url(environment: Path, socket_dir: Path, tmp_path: Path, no_process_left: str) -> Iterator[str]:
-    """Two frontends out of that environment, started from an empty directory, before there is an engine."""
+def frontend_url(
+    environment: Path, socket_dir: Path, tmp_path: Path, no_process_left: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Two frontends out of that environment as compose.yaml starts them, from an empty directory, before there is an engine."""
+    monkeypatch.setenv("PENSTOCK_API_KEY", "")
     port = free_port()
-    flags = ("--socket-dir", str(socket_dir), "--port", str(port), "--frontends", "2")
+    flags = ("--socket-dir", str(socket_dir), "--host", "0.0.0.0", "--port", str(port), "--frontends", "2")
     with (tmp_path / "frontend.log").open("w") as log:
         process = subprocess.Popen([environment / "bin" / "penstock", "frontend", *flags], cwd=tmp_path, stderr=log)
     url = f"http://127.0.0.1:{port}"
     wait_for(url + "/livez", 200)
     yield url
     process.terminate()
-    assert process.wait(PATIENCE_S) == 0, (tmp_path / "frontend.log").read_text()
+    code = process.wait(PATIENCE_S)
+    said = (tmp_path / "frontend.log").read_text()
+    assert code == 0, said
+    assert "no key is asked for" in said
 
 
 @pytest.fixture
@@ -105,7 +111,14 @@ def test_the_frontends_stream_what_an_engine_of_another_environment_says(fronten
 
 def test_an_engine_is_healthy_only_while_it_runs(environment: Path, socket_dir: Path, request: pytest.FixtureRequest) -> None:
     def health(timeout_s: float) -> int:
-        command = [str(environment / "bin" / "penstock"), "health", "--socket-dir", str(socket_dir), "--timeout", str(timeout_s)]
+        command = [
+            str(environment / "bin" / "penstock"),
+            "health",
+            "--socket-dir",
+            str(socket_dir),
+            "--timeout",
+            str(timeout_s),
+        ]
         return subprocess.run(command, check=False, timeout=PATIENCE_S).returncode
 
     assert health(0.5) == 1
