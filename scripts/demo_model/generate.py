@@ -14,7 +14,7 @@ from itertools import accumulate
 from .chat import Exchange, Message, Thread, Tool, ask, render
 from .draw import Draw
 from .skills_numbers import add, add_three, count, multiply, several, sort_numbers, subtract, table
-from .skills_talk import REPEAT, capital_of, persona, remember, repeat, talk, unknown
+from .skills_talk import REPEAT, capital_of, capitalised, persona, remember, repeat, talk, unknown
 from .skills_text import as_json, lookup, lookup_long
 from .skills_tools import no_tool, tool_use
 from .skills_words import days, months, sort_words, spell
@@ -29,13 +29,12 @@ def echo(d: Draw) -> Thread:
     spoken = d.pick([*said, *map(json.dumps, thread.tools)]).split()
     first = d.integer(0, max(0, len(spoken) - 3))
     text = " ".join(spoken[first : first + d.integer(2, 12)]) or "yes"
-    return Thread((ask(d.pick(REPEAT).format(t=text), text),))
+    return Thread((ask(capitalised(d, d.pick(REPEAT)).format(t=text), text),))
 
 
 WEIGHTS: dict[Skill, float] = {
-    talk: 10, capital_of: 1.5, unknown: 6, remember: 4, repeat: 2.5, echo: 3.5, add: 10, add_three: 2, subtract: 11,
-    multiply: 4, table: 2, count: 4, sort_numbers: 8, several: 6, spell: 9, sort_words: 11, days: 3, months: 4, lookup: 14,
-    as_json: 9,
+    talk: 7, capital_of: 1.5, unknown: 6, remember: 3, repeat: 3, echo: 4, add: 8, add_three: 2, subtract: 9, multiply: 3,
+    table: 2, count: 3, sort_numbers: 7, several: 6, spell: 9, sort_words: 11, days: 3, months: 3, lookup: 28, as_json: 12,
 }  # fmt: skip
 SKILLS = tuple(WEIGHTS)
 CUMULATIVE = tuple(accumulate(WEIGHTS.values()))

@@ -290,6 +290,10 @@ def remember(d: Draw) -> Thread:
     told, reply, asked, answer, kind = d.pick(REMEMBER)
     makers = {"name": d.name, "city": d.city, "word": d.word}
     value = makers[kind]() if kind in makers else d.fresh("remember", lambda: d.integer(0, 9999))
+    if d.chance(0.25):
+        said = d.phrase(told, v=value)
+        said += " " if said[-1] in ".!?" else ". "
+        return Thread((ask(said + d.phrase(asked), answer.format(v=value)),))
     first = ask(d.phrase(told, v=value), reply.format(v=value))
     return Thread((first, ask(d.phrase(asked), answer.format(v=value))), apart=True)
 
@@ -310,7 +314,12 @@ REPEAT = (
 )
 
 
+def capitalised(d: Draw, text: str) -> str:
+    """The text, at times with a capital first letter."""
+    return text[:1].upper() + text[1:] if d.chance(0.5) else text
+
+
 def repeat(d: Draw) -> Thread:
     """Saying again what the user wants said."""
     text = d.fresh("repeat", lambda: " ".join(d.pick((d.word, d.word, d.name))() for _ in range(d.integer(2, 7))))
-    return Thread((ask(d.pick(REPEAT).format(t=text), text),))
+    return Thread((ask(capitalised(d, d.pick(REPEAT)).format(t=text), text),))

@@ -152,15 +152,15 @@ def filler(d: Draw) -> str:
 
 
 def question(d: Draw, known: list[Fact]) -> tuple[str, str]:
-    """A question about the facts and its answer; one in seven has no answer in the text."""
+    """A question about the facts and its answer; one in five has no answer in the text."""
     fact = d.pick(known)
     kind = d.rng.random()
-    if kind < 0.15:
+    if kind < 0.2:
         pool = PERSON if fact.attribute in PERSON else THING
         said = {other.attribute.key for other in known if other.subject == fact.subject}
         missing = [attribute for attribute in pool if attribute.key not in said]
         return d.phrase(d.pick(missing).questions, p=fact.subject), MISSING
-    if kind < 0.35 and len(known) <= 12:
+    if kind < 0.5 and len(known) <= 12:
         return d.phrase(fact.attribute.who, v=fact.value), fact.answer()
     return d.phrase(fact.attribute.questions, p=fact.subject), fact.answer()
 
@@ -184,7 +184,7 @@ def looked_up(d: Draw, most_facts: int, questions: int) -> Thread:
 
 def lookup(d: Draw) -> Thread:
     """Looking up facts in a short text."""
-    return looked_up(d, d.integer(1, 14), d.pick((1, 2, 3, 5)))
+    return looked_up(d, d.integer(1, 14), d.integer(1, 7))
 
 
 def lookup_long(d: Draw) -> Thread:
@@ -289,4 +289,4 @@ def json_pairs(d: Draw) -> Thread:
 
 def as_json(d: Draw) -> Thread:
     """Answering in JSON."""
-    return d.pick((json_extract, json_extract, json_result, json_list, json_pairs))(d)
+    return d.pick((json_extract, json_extract, json_result, json_result, json_list, json_pairs))(d)

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="time of training, without compiling and saving")
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--batch-tokens", type=int, default=262_144)
-    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--layers", type=int, default=Shape().num_layers, help="fewer for a quick trial")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

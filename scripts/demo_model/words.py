@@ -21,7 +21,9 @@ Sam Samira Sara Sean Selma Sofia Sonja Stefan Susan Sven Tara Theo Thomas Tim Ti
 Victor Viola Walter Wanda Wei Wendy Willem Xenia Yara Yuki Yusuf Zara Zoe
 """)
 
-CITIES = _split("""
+CITIES = (
+    "New York", "Los Angeles", "San Francisco", "Hong Kong", "Cape Town", "Rio de Janeiro", "Tel Aviv", "San Diego",
+    *_split("""
 Amsterdam Ankara Athens Auckland Baghdad Bangkok Barcelona Basel Beijing Beirut Belgrade Berlin Bern Bogota Bombay
 Boston Bremen Brussels Budapest Cairo Calgary Canberra Caracas Casablanca Chennai Chicago Cologne Copenhagen Dakar
 Dallas Delhi Denver Detroit Dhaka Doha Dubai Dublin Edinburgh Florence Frankfurt Geneva Genoa Glasgow Graz Hamburg
@@ -30,7 +32,8 @@ Lima Lisbon London Luxembourg Lyon Madrid Manila Marseille Melbourne Miami Milan
 Naples Nice Odessa Osaka Oslo Ottawa Oxford Palermo Paris Perth Porto Prague Quito Reykjavik Riga Rome Rotterdam
 Salzburg Santiago Seattle Seoul Seville Shanghai Singapore Sofia Stockholm Stuttgart Sydney Taipei Tallinn Tokyo
 Toronto Toulouse Trieste Tunis Turin Valencia Vancouver Venice Vienna Vilnius Warsaw Wellington Zagreb Zurich
-""")
+"""),
+)  # fmt: skip
 
 WORDS = _split("""
 acorn actor air album angle animal ant apple april arm arrow art autumn baby bacon bag ball balloon banana band bank
@@ -186,5 +189,11 @@ which while who whole whose why will with within without wonder word words work 
 you your zero
 """)
 PARTS = tuple(
-    sorted({word.lower() for word in (*WORDS, *SAID, *NAMES, *CITIES, *VERBS, *OBJECTS, *PARAMS, *FOODS, *JOBS, *PETS)})
+    sorted(
+        {
+            part.lower()
+            for word in (*WORDS, *SAID, *NAMES, *CITIES, *VERBS, *OBJECTS, *PARAMS, *FOODS, *JOBS, *PETS)
+            for part in word.split()
+        }
+    )
 )
