@@ -94,6 +94,13 @@ class BlockPool:
         """The block registered under `key`, owned or cached."""
         return self._block_of.get(key)
 
+    def forget_content(self) -> None:
+        """No block's content can be found any more; owners keep their blocks."""
+        self._free += self._cached
+        self._cached.clear()
+        self._block_of.clear()
+        self._key_of.clear()
+
     def check_counts(self) -> None:
         """The sum alone, in constant time; raises IntegrityError."""
         counted = self.num_free + self.num_cached + self.num_owned

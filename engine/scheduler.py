@@ -132,7 +132,8 @@ class Scheduler:
     def fail_in_flight(self, num_requests: int, error: str) -> list[RequestOutput]:
         """A step raised: all steps in flight are void, and so is the device's state.
 
-        The newest `num_requests` of the first of them fail; everything else that ran is computed anew.
+        The newest `num_requests` of the first of them fail; everything else that ran is computed anew. Nothing cached is
+        trusted: a step launched after the one that raised wrote through block tables that had not been brought up to date.
         """
         participants = RequestList()
         for share in self._in_flight[0].shares:
@@ -144,6 +145,7 @@ class Scheduler:
         self._in_flight.clear()
         for request in self._running.newest_first():
             self._preempt(request)
+        self.blocks.pool.forget_content()
         outputs = self.take_ended()
         outputs += [self._end(request, FinishReason.ERROR, error) for request in participants.newest_first()[:num_requests]]
         return outputs

@@ -94,3 +94,18 @@ def test_the_audit_notices_an_index_that_contradicts_itself() -> None:
     del pool._block_of[key("a")]
     with pytest.raises(IntegrityError, match="index"):
         pool.check_integrity([[0]])
+
+
+def test_forgotten_content_is_found_no_more_and_owners_keep_their_blocks() -> None:
+    pool = BlockPool(3)
+    pool.allocate(2)
+    for block_id, name in enumerate("ab"):
+        pool.register(block_id, key(name))
+    pool.release(0)
+    pool.forget_content()
+    assert pool.find(key("a")) is None
+    assert pool.find(key("b")) is None
+    assert (pool.num_free, pool.num_cached, pool.num_owned) == (2, 0, 1)
+    pool.check_integrity([[1]])
+    pool.release(1)
+    pool.check_integrity([])

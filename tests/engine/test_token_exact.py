@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from penstock.ipc.messages import FinishReason
+from penstock.kernels import ops, reference_layers
 from tests.checkpoints import CHECKPOINTS, make_checkpoint
-from tests.engine.generating import Generated, assert_same_tokens, engine_for, generate
+from tests.engine.generating import Generated, assert_same_tokens, engine_for, generate, submission
 
 NUM_OUTPUT_TOKENS = 64
 PROMPT_LENGTHS = (1, 3, 16, 17, 31, 48, 70)
@@ -142,3 +144,29 @@ def test_prompt_logprobs_are_those_of_transformers(checkpoint: Callable[[str], P
             logprobs = model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
         expected = [float(logprobs[i, prompt[i + 1]]) for i in range(len(prompt) - 1)]
         np.testing.assert_allclose([row[0] for row in result.prompt_logprobs], expected, atol=1e-4)
+
+
+def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_prefix_cache(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = engine_for(checkpoint("llama"), max_num_batched_tokens=16)
+    first, second = (np.random.default_rng(seed).integers(3, 300, 49).tolist() for seed in (1, 2))
+    (expected,) = generate(core, [first])
+    calls = []
+
+    def fail_once(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        calls.append(x)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return reference_layers.rms_norm(x, weight, eps)
+
+    # The second request takes over the first one's slot; its second chunk is launched before the first one's failure shows.
+    monkeypatch.setattr(ops, "rms_norm", fail_once)
+    core.submit("second", submission(2, second))
+    outputs = []
+    while core.has_work:
+        outputs += core.step()
+    assert [(output.key, output.finish_reason) for output in outputs] == [("second", FinishReason.ERROR)]
+    assert len(calls) > 1
+    (again,) = generate(core, [first])
+    assert again.token_ids == expected.token_ids
