@@ -232,6 +232,8 @@ class Scheduler:
             self._holdings.register(request, share.num_computed_tokens)
             if request.owes_prompt_logprobs and index in result.prompt_logprobs:
                 request.prompt_logprobs.append(result.prompt_logprobs[index])
+        elif request.owes_prompt_logprobs:  # lost; the first token comes again together with them
+            return None
         if not share.samples:
             is_scored = request.only_scores and is_kept and share.num_computed_tokens == len(request.token_ids)
             return self._end(request, FinishReason.LENGTH) if is_scored else None

@@ -195,3 +195,15 @@ def test_a_storm_of_preemptions_changes_no_token(overlap: bool, windows: tuple[i
     for key, submit in submits.items():
         assert collected.token_ids[key] == expected_tokens(prompts[key], submit.sampling.max_tokens, toy)
         assert collected.finish_reasons[key] is FinishReason.LENGTH
+
+
+def test_prompt_logprobs_are_whole_when_their_request_is_preempted_before_its_first_token_is_read() -> None:
+    toy = ToyConfig(vocab_size=300)
+    core = make_core(toy, num_blocks=3)
+    submits = {"old": make_submit([1, 2, 3, 4], 5), "new": make_submit([*range(8)], 3, prompt_logprobs=1)}
+    collected = run_to_end(core, submits)
+    assert core.scheduler.metrics.num_preemptions == 1
+    assert collected.token_ids["new"] == expected_tokens([*range(8)], 3, toy)
+    prompt_logprobs = collected.outputs["new"][0].prompt_logprobs
+    assert prompt_logprobs is not None
+    assert [row[0] for row in prompt_logprobs.token_ids] == [*range(1, 8)]
