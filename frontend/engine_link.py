@@ -30,11 +30,15 @@ _GOODBYE_S = 0.05
 _log = logging.getLogger(__name__)
 
 
+class ModelUnusable(Exception):
+    """The engine's model cannot be served by this frontend; the message says why."""
+
+
 class LinkUser(Protocol):
     """Whom the link tells what happens."""
 
     async def on_ready(self, facts: Ready) -> None:
-        """An engine has answered; the link has facts once this returns. Raising means that it cannot be served."""
+        """An engine has answered; the link has facts once this returns. Raises ModelUnusable."""
 
     def on_message(self, message: messages.Outputs | messages.Rejected | messages.Stats) -> None:
         """Something from the connected engine."""
@@ -186,8 +190,8 @@ class EngineLink:
     async def _prepare(self, ready: Ready) -> None:
         try:
             await self._user.on_ready(ready)
-        except Exception:
-            _log.exception("cannot serve the engine's model")
+        except ModelUnusable as error:
+            _log.error("%s", error)
             return
         if self._boot_id == ready.engine_boot_id:
             self.facts = ready

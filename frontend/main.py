@@ -21,6 +21,8 @@ from .service import Service
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
+START_FAILED = 2
+"""Exit code when starting again will not help."""
 _CLOSE_GRACE_S = 2
 """Requests that outlived shutdown_timeout_s were failed; this is for their last bytes."""
 
@@ -28,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: FrontendConfig) -> int:
-    """Serves until told to stop; returns the exit code: 0, or 2 if the port cannot be had."""
+    """Serves until told to stop; returns the exit code: 0, or 2 if the port cannot be had or the model's files not be read."""
     logging.basicConfig(
         level=config.log_level.upper(), format=f"%(asctime)s %(levelname)s {config.name}: %(message)s", stream=sys.stderr
     )
@@ -39,15 +41,21 @@ def run(config: FrontendConfig) -> int:
     except OSError as error:
         reason = "is already in use" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror or error}"
         print(f"penstock: address {config.host}:{config.port} {reason}", file=sys.stderr)
-        return 2
+        return START_FAILED
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, listener))
-    return 0
+        return runner.run(serve(config, listener))
 
 
-async def serve(config: FrontendConfig, listener: socket.socket) -> None:
-    """Serves on the socket until a signal comes and open requests are through, or their time is up."""
-    service = Service(config)
+async def serve(config: FrontendConfig, listener: socket.socket) -> int:
+    """Serves on the socket until a signal comes and open requests are through, or their time is up; returns the exit code."""
+    exit_code = 0
+
+    def give_up() -> None:
+        nonlocal exit_code
+        exit_code = START_FAILED
+        server.should_exit = True
+
+    service = Service(config, on_unusable_model=give_up)
     server = _Server(
         uvicorn.Config(
             create_app(config, service),
@@ -77,6 +85,7 @@ async def serve(config: FrontendConfig, listener: socket.socket) -> None:
     for number in signals:
         loop.add_signal_handler(number, stop)
     await server.serve(sockets=[listener])
+    return exit_code
 
 
 class _Server(uvicorn.Server):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 from ..ipc.messages import Ready
+from .chat_template import TemplateError
 from .config import FrontendConfig
 from .engine_client import EngineClient
+from .engine_link import ModelUnusable
 from .errors import Unavailable
 from .known_fields import UndeclaredFields
 from .served_model import ServedModel
+from .token_pieces import TextError
 
 
 class Service:
     """One frontend's parts. `start` and `close` frame its life."""
 
-    def __init__(self, config: FrontendConfig) -> None:
+    def __init__(self, config: FrontendConfig, on_unusable_model: Callable[[], None] = lambda: None) -> None:
+        """`on_unusable_model` is called when the files of the engine's model cannot be read: it will never be ready."""
         self.config = config
+        self._on_unusable_model = on_unusable_model
         self.http_responses: Counter[str] = Counter()
         self.undeclared_fields = UndeclaredFields()
         self.is_draining = False
@@ -49,4 +55,14 @@ class Service:
 
     async def _load_model(self, facts: Ready) -> None:
         if self._model is None or self._model.facts != facts:
-            self._model = await asyncio.to_thread(ServedModel.load, facts)
+            try:
+                self._model = await asyncio.to_thread(ServedModel.load, facts)
+            except Exception as error:
+                # Hides nothing: whatever the files hold that no reader expected is a broken file, and its name is told.
+                self._on_unusable_model()
+                raise ModelUnusable(f"cannot serve the model in {facts.model_dir}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Own errors and those of the system speak for themselves."""
+    return str(error) if isinstance(error, (TextError, TemplateError, OSError)) else repr(error)
