@@ -50,7 +50,7 @@ async def _prompt(body: ChatRequest, model: ServedModel) -> Prompt:
     asked, param = body.max_tokens, "max_tokens"
     if body.max_completion_tokens is not None:
         asked, param = body.max_completion_tokens, "max_completion_tokens"
-    max_tokens = max_output_tokens(model, len(token_ids), asked, None, "messages" if asked is None else param)
+    max_tokens = max_output_tokens(model, len(token_ids), asked, None, prompt_param="messages", asked_param=param)
     wanted = LogprobsWanted(output=(body.top_logprobs or 0) if body.logprobs else None)
     return Prompt(token_ids, to_sampling(body, model, max_tokens, wanted))
 

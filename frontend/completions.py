@@ -61,8 +61,9 @@ async def _prompts(body: CompletionRequest, model: ServedModel) -> list[Prompt]:
         model.check_token_ids(token_ids, "prompt")
         if not token_ids:
             raise BadRequest("prompt: must not be empty", "prompt")
-        param = "prompt" if body.max_tokens is None else "max_tokens"
-        max_tokens = max_output_tokens(model, len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, param)
+        max_tokens = max_output_tokens(
+            model, len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, prompt_param="prompt", asked_param="max_tokens"
+        )
         prompts.append(Prompt(token_ids, to_sampling(body, model, max_tokens, wanted)))
     return prompts
 

@@ -24,15 +24,17 @@ class LogprobsWanted:
     prompt: int | None = None
 
 
-def max_output_tokens(model: ServedModel, num_prompt_tokens: int, asked: int | None, default: int | None, param: str) -> int:
+def max_output_tokens(
+    model: ServedModel, num_prompt_tokens: int, asked: int | None, default: int | None, *, prompt_param: str, asked_param: str
+) -> int:
     """How many tokens may come after the prompt; `default` None: as many as the context has left.
 
-    Raises ContextTooLong with the numbers: nothing is ever truncated.
+    Raises ContextTooLong with the numbers and the field that is to blame: nothing is ever truncated.
     """
     limit = model.facts.max_model_len
     if num_prompt_tokens > limit or (num_prompt_tokens == limit and asked is None):
         raise ContextTooLong(
-            f"The model's context is {limit} tokens, but the prompt has {num_prompt_tokens}. Shorten the prompt.", param
+            f"The model's context is {limit} tokens, but the prompt has {num_prompt_tokens}. Shorten the prompt.", prompt_param
         )
     left = limit - num_prompt_tokens
     if asked is None:
@@ -40,8 +42,8 @@ def max_output_tokens(model: ServedModel, num_prompt_tokens: int, asked: int | N
     if asked > left:
         raise ContextTooLong(
             f"The model's context is {limit} tokens, but {num_prompt_tokens} of the prompt and {asked} of the answer"
-            f" were asked for. Shorten the prompt or ask for at most {left} tokens.",
-            param,
+            f" were asked for. Shorten the prompt{f' or ask for at most {left} tokens' if left else ''}.",
+            asked_param,
         )
     return asked
 

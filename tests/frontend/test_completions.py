@@ -114,16 +114,18 @@ async def test_too_many_choices_in_all_are_refused(frontend: Frontend) -> None:
 
 
 async def test_a_prompt_over_the_context_is_refused_with_the_numbers(frontend: Frontend) -> None:
-    for fields in (
-        {"prompt": "x" * 257},
-        {"prompt": "x" * 250, "max_tokens": 7},
-        {"prompt": "x" * 256},
-        {"prompt": "y" * 10**6},
+    for fields, param in (
+        ({"prompt": "x" * 257}, "prompt"),
+        ({"prompt": "x" * 257, "max_tokens": 7}, "prompt"),
+        ({"prompt": "x" * 250, "max_tokens": 7}, "max_tokens"),
+        ({"prompt": "x" * 256}, "prompt"),
+        ({"prompt": "y" * 10**6}, "prompt"),
     ):
         response = await frontend.complete(**fields)
         error = error_of(response)
         assert response.status_code == 400
         assert error["code"] == "context_length_exceeded"
+        assert error["param"] == param
         assert "256" in error["message"]
     assert (await frontend.complete(prompt="x" * 250, max_tokens=6)).status_code == 200
     assert (await frontend.complete(prompt="x" * 256, max_tokens=0, echo=True)).status_code == 200
