@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -67,19 +66,13 @@ def run(arguments: Sequence[str]) -> int:
         meant = ", did you mean penstock serve?" if command.startswith("-") else did_you_mean(command, list(commands))
         say(f"error: there is no command {command}{meant} (see penstock --help)")
         return USAGE_ERROR
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
     return commands[command](arguments[1:])
 
 
 def say(line: str) -> None:
-    """Prints a line for the person who started the command."""
-    print(f"penstock: {line}", file=sys.stderr, flush=True)
-
-
-def _leave(number: int, frame: object) -> None:
-    """Until a process handles signals by itself it has nothing to finish."""
-    raise SystemExit(0)
+    """Prints a line for the person who started the command; a server whose log's reader has gone, or disk is full, goes on."""
+    with contextlib.suppress(OSError):
+        print(f"penstock: {line}", file=sys.stderr, flush=True)
 
 
 def _serve(arguments: Sequence[str]) -> int:

@@ -146,6 +146,7 @@ class Supervisor:
         handled = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
             handled.append(signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in handled}
         for number in handled:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
@@ -153,6 +154,7 @@ class Supervisor:
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
 
     def _on_signal(self, number: signal.Signals) -> None:
         if not self._stopping.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from penstock import __version__
 from penstock.cli import run
 from penstock.flags import USAGE_ERROR
 from penstock.listener import listen
+from penstock.readiness import is_ready
+from tests.servers import free_port
 from tests.toy_model import make_toy_model
 
 PENSTOCK = (sys.executable, "-m", "penstock")
@@ -71,6 +74,68 @@ def test_a_model_that_is_none_ends_serve_with_one_line_and_code_2(no_process_lef
     assert ended.returncode == USAGE_ERROR
     assert "is not a model directory" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("broken", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_cannot_be_read_ends_serve_with_one_line_and_code_2(
+    no_process_left: str, tmp_path: Path, broken: str
+) -> None:
+    (make_toy_model(tmp_path) / broken).write_text('{"chat_template": "{% if %}"}')
+    ended = subprocess.run(
+        [*PENSTOCK, "serve", str(tmp_path), "--port", "0"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert ended.returncode == USAGE_ERROR
+    assert f"cannot serve the model in {tmp_path}: " in ended.stderr
+    assert "is broken: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("closed", [(0,), (2,), (0, 1, 2)])
+def test_a_server_without_standard_streams_serves(no_process_left: str, tmp_path: Path, closed: tuple[int, ...]) -> None:
+    port = free_port()
+    command = [*PENSTOCK, "serve", str(make_toy_model(tmp_path)), "--port", str(port)]
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    with subprocess.Popen(["sh", "-c", f'exec "$@" {redirections}', "sh", *command]) as process:
+        try:
+            wait_until_ready(process, port)
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_server_whose_log_is_full_serves(no_process_left: str, tmp_path: Path) -> None:
+    port = free_port()
+    command = [*PENSTOCK, "serve", str(make_toy_model(tmp_path)), "--port", str(port)]
+    with Path("/dev/full").open("w") as full, subprocess.Popen(command, stderr=full) as process:
+        try:
+            wait_until_ready(process, port)
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not asyncio.run(is_ready(f"http://127.0.0.1:{port}")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_ends_quietly_with_0(number: signal.Signals) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'penstock.cli':\n"
+        f"            os.kill(os.getpid(), {number:d})\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from penstock.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, timeout=PATIENCE_S, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 @pytest.fixture

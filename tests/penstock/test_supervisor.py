@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -14,10 +15,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from penstock.supervisor import KILLED_BY_HAND
+from penstock.supervisor import KILLED_BY_HAND, ServerPlan, Supervisor
 from tests.conftest import processes_with
 
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
@@ -203,3 +205,23 @@ def test_a_killed_supervisor_takes_everybody_along(start: Callable[..., Server],
     server.process.kill()
     server.process.wait()
     wait_until(lambda: not processes_with(no_process_left), "all processes have gone")
+
+
+def test_signals_do_afterwards_what_they_did_before() -> None:
+    plan = ServerPlan(engine=None, frontends=(), url="http://127.0.0.1:9", api_key=None, shutdown_timeout_s=0)
+    said: list[str] = []
+
+    async def run() -> int:
+        asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGTERM)
+        return await Supervisor(plan, said.append).run()
+
+    def before(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("nobody asked")
+
+    usual = signal.signal(signal.SIGTERM, before)
+    try:
+        assert asyncio.run(run()) == 0
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert len(said) == 1
