@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from decimal import Decimal
 
 LARGEST = 2**63 - 1
+MOST_REQUESTS = 65536
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,6})?)([kmgt]?)(i?b|i)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -50,6 +51,21 @@ def integer(low: int, high: int, text: str) -> int:
 def port(text: str) -> int:
     """A TCP port; 0 lets the system choose a free one."""
     return integer(0, 65535, text)
+
+
+def request_count(text: str) -> int:
+    """A size that memory has slots for."""
+    value = size(text)
+    if value > MOST_REQUESTS:
+        raise ArgumentTypeError(f"{text} is more than {MOST_REQUESTS:,}")
+    return value
+
+
+def name(text: str) -> str:
+    """A name, not empty, as "$UNSET" in a script would be."""
+    if not text.strip():
+        raise ArgumentTypeError("it is empty")
+    return text
 
 
 def seed(text: str) -> int:

@@ -73,6 +73,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="+",
         action="extend",
+        type=flag_values.name,
         help="names clients may ask for",
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
@@ -98,7 +99,11 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="prompt and output of one request (default: the model's maximum, or what fits)",
     )
-    group.add_argument("--max-num-seqs", **size, help=f"requests that run at once (default: {ENGINE.max_num_seqs})")
+    group.add_argument(
+        "--max-num-seqs",
+        **size | {"type": flag_values.request_count},
+        help=f"requests that run at once (default: {ENGINE.max_num_seqs})",
+    )
     group.add_argument(
         "--max-num-batched-tokens", **size, help=f"most tokens of one step (default: {ENGINE.max_num_batched_tokens})"
     )
@@ -136,7 +141,9 @@ def add_http_flags(parser: argparse.ArgumentParser, *, several_frontends: bool =
             metavar="N",
             help="HTTP processes (default: 1)",
         )
-    group.add_argument("--host", help=f"address to listen on (default: {FRONTEND.host}; 0.0.0.0 for all)")
+    group.add_argument(
+        "--host", type=flag_values.name, help=f"address to listen on (default: {FRONTEND.host}; 0.0.0.0 for all)"
+    )
     group.add_argument("--port", type=flag_values.port, help=f"default: {FRONTEND.port}; 0 takes a free one")
     group.add_argument(
         "--api-key",
