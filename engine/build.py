@@ -45,6 +45,8 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
     for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
         if getattr(config, name) < 1:
             raise EngineStartError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < config.gpu_memory_utilization <= 1:
+        raise EngineStartError(f"--gpu-memory-utilization must be above 0 and at most 1, not {config.gpu_memory_utilization:g}")
     toy_dir = _toy_dir(config)
     return _load_torch(config) if toy_dir is None else _load_toy(config, toy_dir)
 
@@ -56,7 +58,7 @@ def _toy_dir(config: EngineConfig) -> Path | None:
         return None
     try:
         raw = json.loads((path / "config.json").read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return path.resolve() if isinstance(raw, dict) and raw.get("architectures") == [TOY_ARCHITECTURE] else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,8 @@ class JsonFields:
         value = self._get(name, default)
         if type(value) not in (int, float):
             raise self.error(name, f"must be a number, not {_kind(value)}")
-        if not math.isfinite(value) or value < minimum or (above is not None and value <= above):
-            raise self.error(name, f"is out of range: {value}")
+        if not abs(value) <= sys.float_info.max or value < minimum or (above is not None and value <= above):
+            raise self.error(name, f"is out of range: {value!s:.40}")
         return float(value)
 
     def boolean(self, name: str, default: bool | None = None) -> bool:

@@ -178,15 +178,18 @@ def _read_dtype(fields: JsonFields) -> str:
 def _read_generation_defaults(generation: JsonFields) -> dict[str, float]:
     if generation.has("do_sample") and not generation.boolean("do_sample"):
         return {"temperature": 0.0}
-    limits = {"temperature": (0.0, None), "top_k": (0, None), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
     defaults = {}
-    for name, (low, high) in limits.items():
+    if generation.has("top_k"):
+        defaults["top_k"] = float(generation.integer("top_k", minimum=0))
+    for name in ("temperature", "min_p"):
         if generation.has(name):
-            defaults[name] = generation.number(name, minimum=low)
-            if high is not None and defaults[name] > high:
-                raise generation.error(name, f"is out of range: {defaults[name]}")
-    if generation.has("repetition_penalty"):
-        defaults["repetition_penalty"] = generation.number("repetition_penalty", above=0.0)
+            defaults[name] = generation.number(name, minimum=0.0)
+    for name in ("top_p", "repetition_penalty"):
+        if generation.has(name):
+            defaults[name] = generation.number(name, above=0.0)
+    for name in ("top_p", "min_p"):
+        if defaults.get(name, 0.0) > 1.0:
+            raise generation.error(name, f"is out of range: {defaults[name]}")
     return defaults
 
 
@@ -198,6 +201,8 @@ def _check(config: ModelConfig, fields: JsonFields) -> None:
         )
     if config.head_dim % 2:
         raise fields.error("head_dim", f"must be even, not {config.head_dim}")
+    if isinstance(config.rope, DynamicRope) and config.head_dim < 4:
+        raise fields.error("head_dim", f"must be at least 4 for a dynamic rope, not {config.head_dim}")
     if fields.string("hidden_act", "silu") not in ("silu", "swish"):
         raise fields.error("hidden_act", f"{fields.string('hidden_act')!r} is not supported; supported is silu")
     if fields.has("quantization_config"):

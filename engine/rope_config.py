@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from .json_fields import JsonFields
 
 DEFAULT_THETA = 10_000.0
+MAX_FACTOR = 1e6
+"""Far beyond what any context is stretched by; keeps what is computed from it finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,9 @@ def read_rope(config: JsonFields, max_position_embeddings: int) -> RopeConfig:
         case "default":
             return DefaultRope(theta)
         case "linear":
-            return LinearRope(theta, fields.number("factor", above=0.0))
+            return LinearRope(theta, _read_factor(fields))
         case "dynamic":
-            return DynamicRope(theta, fields.number("factor", above=0.0), max_position_embeddings)
+            return DynamicRope(theta, _read_factor(fields), max_position_embeddings)
         case "llama3":
             return _read_llama3(fields, theta, _original_max_positions(config, fields, max_position_embeddings))
         case "yarn":
@@ -100,16 +102,25 @@ def _original_max_positions(config: JsonFields, fields: JsonFields, max_position
     return config.integer("original_max_position_embeddings", in_fields)
 
 
+def _read_factor(fields: JsonFields, default: float | None = None) -> float:
+    factor = fields.number("factor", default, above=0.0)
+    if factor > MAX_FACTOR:
+        raise fields.error("factor", f"is out of range: {factor}")
+    return factor
+
+
 def _read_llama3(fields: JsonFields, theta: float, original_max_positions: int) -> Llama3Rope:
     low = fields.number("low_freq_factor", above=0.0)
     high = fields.number("high_freq_factor", above=0.0)
     if high <= low:
         raise fields.error("high_freq_factor", f"must be above low_freq_factor ({low:g}), not {high:g}")
-    return Llama3Rope(theta, fields.number("factor", above=0.0), low, high, original_max_positions)
+    return Llama3Rope(theta, _read_factor(fields), low, high, original_max_positions)
 
 
 def _read_yarn(fields: JsonFields, theta: float, original_max_positions: int, max_position_embeddings: int) -> YarnRope:
-    factor = fields.number("factor", max_position_embeddings / original_max_positions, above=0.0)
+    if theta <= 1.0:
+        raise fields.error("rope_theta", f"must be above 1 for yarn, not {theta:g}")
+    factor = _read_factor(fields, max_position_embeddings / original_max_positions)
     return YarnRope(
         theta=theta,
         factor=factor,
@@ -128,8 +139,8 @@ def _yarn_attention_factor(fields: JsonFields, factor: float) -> float:
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
 
-    mscale = fields.number("mscale", 0.0)
-    mscale_all_dim = fields.number("mscale_all_dim", 0.0)
+    mscale = fields.number("mscale", 0.0, minimum=0.0)
+    mscale_all_dim = fields.number("mscale_all_dim", 0.0, minimum=0.0)
     if mscale and mscale_all_dim:
         return scale(mscale) / scale(mscale_all_dim)
     return scale(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import EngineStartError
@@ -21,6 +22,7 @@ def find_weight_files(model_dir: Path) -> tuple[Path, ...]:
         return _listed_files(model_dir, index_path)
     files = tuple(sorted(path for path in model_dir.glob("*.safetensors") if not path.name.startswith("consolidated")))
     if files:
+        _check_files(model_dir, files)
         return files
     if any(model_dir.glob("*.bin")) or any(model_dir.glob("*.pt*")):
         raise EngineStartError(
@@ -41,7 +43,13 @@ def _listed_files(model_dir: Path, index_path: Path) -> tuple[Path, ...]:
         if Path(name).name != name:
             raise weight_map.error(tensor, f"names a file outside the model directory: {name!r}")
         names.add(name)
-    missing = sorted(name for name in names if not (model_dir / name).is_file())
+    files = tuple(model_dir / name for name in sorted(names))
+    _check_files(model_dir, files)
+    return files
+
+
+def _check_files(model_dir: Path, files: Sequence[Path]) -> None:
+    """What is listed may not be there, and in a hub cache that is no longer whole a link may lead nowhere."""
+    missing = [path.name for path in files if not path.is_file()]
     if missing:
-        raise EngineStartError(f"{model_dir} is incomplete: {', '.join(missing)} listed in {INDEX_NAME} not found")
-    return tuple(model_dir / name for name in sorted(names))
+        raise EngineStartError(f"{model_dir} is incomplete: {', '.join(missing)} not found")

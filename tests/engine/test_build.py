@@ -53,6 +53,12 @@ def test_what_cannot_work_is_one_clear_line(tmp_path: Path) -> None:
         load_engine(replace(config, max_model_len=700, num_gpu_blocks_override=40))
     with pytest.raises(EngineStartError, match="--block-size must be at least 1"):
         load_engine(replace(config, block_size=0))
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(EngineStartError, match="--gpu-memory-utilization must be above 0 and at most 1"):
+            load_engine(replace(config, gpu_memory_utilization=share))
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(EngineStartError, match=r"config.json is not valid JSON"):
+        load_engine(config)
     with pytest.raises(EngineStartError, match="neither a directory nor"):
         load_engine(replace(config, model="/no/such/model/anywhere"))
 

@@ -179,6 +179,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) 
         ({"head_dim": 7}, "head_dim must be even"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a number, not a string"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is out of range: nan"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is out of range: 1000"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, not an integer"),
         ({"torch_dtype": "int8"}, "dtype 'int8' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
@@ -191,6 +192,13 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path) 
         ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: rope_type 'longrope' is not supported; supported are default"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),
         ({"rope_scaling": {"type": "yarn", "factor": -1.0}}, "rope_scaling: factor is out of range: -1.0"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e308}}, "rope_scaling: factor is out of range"),
+        ({"rope_scaling": {"type": "yarn", "factor": 8.0, "rope_theta": 1.0}}, "rope_theta must be above 1 for yarn"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": -4.8089834696298785}},
+            "mscale_all_dim is out of range",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim must be at least 4 for a dynamic rope"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1"),
         (
             {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "layer_types": ["full_attention"]},
@@ -212,6 +220,10 @@ def test_a_bad_generation_default_is_named(tmp_path: Path) -> None:
         read(tmp_path, {"top_p": 1.5})
     with pytest.raises(EngineStartError, match=r"generation_config.json: temperature is out of range: -1"):
         read(tmp_path, {"temperature": -1})
+    with pytest.raises(EngineStartError, match=r"generation_config.json: top_p is out of range: 0"):
+        read(tmp_path, {"top_p": 0.0})  # every request that says nothing else would be refused
+    with pytest.raises(EngineStartError, match=r"generation_config.json: top_k must be an integer"):
+        read(tmp_path, {"top_k": 50.5})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "[" * 100_000, '{"a": \udcff}'.encode(errors="surrogateescape")])

@@ -200,10 +200,14 @@ def test_a_file_of_rubbish_is_named(tensors: Tensors, tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_named(tensors: Tensors, tmp_path: Path) -> None:
     (write_sharded(tmp_path, tensors) / "b.safetensors").unlink()
-    with pytest.raises(
-        EngineStartError, match=r"is incomplete: b.safetensors listed in model.safetensors.index.json not found"
-    ):
+    with pytest.raises(EngineStartError, match=r"is incomplete: b.safetensors not found"):
         load(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "0123")
+    with pytest.raises(EngineStartError, match=r"is incomplete: model.safetensors not found"):
+        find_weight_files(tmp_path)
 
 
 def test_an_index_may_not_lead_out_of_the_directory(tensors: Tensors, tmp_path: Path) -> None:
