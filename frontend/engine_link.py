@@ -27,6 +27,8 @@ SILENCE_LIMIT_S = 30.0
 """An engine that says nothing for this long is given up, whatever it may be computing."""
 
 _GOODBYE_S = 0.05
+_GREETING_TRIES = 20
+_GREETING_PAUSE_S = 0.02
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +139,14 @@ class EngineLink:
             if happened == zmq.EVENT_DISCONNECTED:
                 self._lose("the engine's process ended")
             else:
-                await self.send_data(messages.Hello(PROTOCOL_VERSION))
+                self.spawn(self._greet())
+
+    async def _greet(self) -> None:
+        """Says Hello as soon as the socket takes it, which may be a moment after the handshake."""
+        for _ in range(_GREETING_TRIES):
+            if await self.send_data(messages.Hello(PROTOCOL_VERSION)):
+                return
+            await asyncio.sleep(_GREETING_PAUSE_S)
 
     async def _receive(self, socket: FrontendSocket) -> None:
         while True:

@@ -12,10 +12,13 @@ def health_router(service: Service, version: str) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["Server"])
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", summary="The process answers")
     async def live() -> Response:
         return Response()
 
+    @router.head("/readyz", include_in_schema=False)
+    @router.head("/health", include_in_schema=False)
     @router.get("/readyz", summary="A request would be served now")
     @router.get("/health", summary="The same as /readyz")
     async def ready() -> Response:

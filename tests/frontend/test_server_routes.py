@@ -64,6 +64,7 @@ async def test_health_follows_the_engine(frontend: Frontend) -> None:
     for path in ("/livez", "/readyz", "/health"):
         response = await frontend.http.get(path)
         assert (response.status_code, response.content) == (200, b"")
+        assert (await frontend.http.head(path)).status_code == 200
     frontend.engine.stop()
     await until(lambda: not frontend.service.is_ready)
     assert (await frontend.http.get("/livez")).status_code == 200
