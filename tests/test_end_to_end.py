@@ -187,12 +187,14 @@ def test_a_client_that_goes_away_is_aborted_within_a_second(server: Server, stre
     wait_until_idle(server)
 
 
-BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
+BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "an unknown model": ({"model": "gpt-9"}, 404, "model"),
     "no messages": ({"messages": []}, 400, "messages"),
     "a negative temperature": ({"temperature": -1}, 400, "temperature"),
-    "an infinite temperature": ({"temperature": float("inf")}, 400, "temperature"),
-    "a NaN top_p": ({"top_p": float("nan")}, 400, "top_p"),
+    "an infinite temperature, which is no JSON": ({"temperature": float("inf")}, 400, None),
+    "a NaN top_p, which is no JSON": ({"top_p": float("nan")}, 400, None),
+    "a temperature as text": ({"temperature": "NaN"}, 400, "temperature"),
+    "a huge temperature": ({"temperature": 1e300}, 400, "temperature"),
     "no tokens": ({"max_tokens": 0}, 400, "max_tokens"),
     "too many choices": ({"n": 10**9}, 400, "n"),
     "a huge seed": ({"seed": 2**70}, 400, "seed"),
