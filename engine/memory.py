@@ -18,8 +18,16 @@ CUDA_RESERVE_BYTES = 512 << 20
 """For what the libraries keep: matrix product workspaces, CUDA graphs, fragments of the allocator."""
 ATTENTION_ROUND_ELEMENTS = 1 << 25
 """Attention's plain-PyTorch twin gathers keys and values, and makes scores, in rounds of about so many numbers."""
-BYTES_PER_LOGIT = 24
-"""Peak of sampling one row: the product, its float32 copy, sorted values, their indices, running sums."""
+BYTES_PER_LOGIT = 16
+"""Of all sampled rows: the product, its float32 copy, what logprobs keep of it and their log-softmax."""
+SAMPLING_ROUND_LOGITS = 1 << 23
+BYTES_PER_ROUND_LOGIT = 40
+"""Rows are drawn in rounds of so many logits: sorted values, their indices, running sums, noise."""
+SCORING_ROUND_LOGITS = 1 << 24
+BYTES_PER_SCORED_LOGIT = 12
+"""Prompts are scored in rounds of so many logits: the product, its log-softmax, a comparison."""
+BYTES_PER_TOKEN_COUNT = 6
+"""Of the token counts that penalties need: int32 numbers, and half of them again while they grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +219,20 @@ def count_activation_bytes(model_config: ModelConfig, config: EngineConfig, dtyp
     attention = 3 * q_size + 2 * kv_size  # q, k, v, the rotated q, the result
     mlp = 3 * model_config.intermediate_size  # gate, up, their product
     per_token = (3 * model_config.hidden_size + max(attention, mlp)) * (element_bytes + 4)  # and float32 copies
-    logits_bytes = min(config.max_num_seqs, num_tokens) * model_config.vocab_size * BYTES_PER_LOGIT
     rope_bytes = max_model_len * model_config.head_dim * 4
     block_table_bytes = config.max_num_seqs * -(-max_model_len // config.block_size) * len(model_config.kv_groups) * 4
     scratch_bytes = _attention_scratch_bytes(model_config, config, element_bytes, max_model_len)
-    return num_tokens * per_token + logits_bytes + rope_bytes + block_table_bytes + scratch_bytes
+    sampling_bytes = _sampling_bytes(model_config.vocab_size, config)
+    return num_tokens * per_token + sampling_bytes + rope_bytes + block_table_bytes + scratch_bytes
+
+
+def _sampling_bytes(vocab_size: int, config: EngineConfig) -> int:
+    """Of drawing tokens for all requests or of scoring a step's prompts, whichever takes more; token counts stay."""
+    num_logits = min(config.max_num_seqs, config.max_num_batched_tokens) * vocab_size
+    drawing = num_logits * BYTES_PER_LOGIT + min(num_logits, SAMPLING_ROUND_LOGITS) * BYTES_PER_ROUND_LOGIT
+    num_scored_logits = min(config.max_num_batched_tokens * vocab_size, max(vocab_size, SCORING_ROUND_LOGITS))
+    counts = config.max_num_seqs * vocab_size * BYTES_PER_TOKEN_COUNT
+    return max(drawing, num_scored_logits * BYTES_PER_SCORED_LOGIT) + counts
 
 
 def _attention_scratch_bytes(model_config: ModelConfig, config: EngineConfig, element_bytes: int, max_model_len: int) -> int:

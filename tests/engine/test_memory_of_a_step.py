@@ -12,8 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock.engine.memory import plan_memory
+from penstock.engine.model_runner import ModelRunner
 from penstock.engine.models import build_model
+from penstock.engine.plan import ScheduledRequest, StartedRequest, StepPlan
 from penstock.engine.weights import fill_with_dummy_weights
+from penstock.ipc.messages import Sampling
 from penstock.kernels import ops
 from tests.engine.test_memory import CPU, TINY, engine
 
@@ -63,3 +66,59 @@ def test_a_step_takes_no_more_than_was_planned_for_it(query_lens: list[int], dty
     with torch.no_grad(), PeakMemory() as peak:
         model.logits(model(ids, ids, [cache] * 4, [batch])[:num_requests])
     assert plan.activation_bytes * (0.1 if num_tokens == 512 else 0.01) < peak.peak_bytes < plan.activation_bytes
+
+
+def first_step(num_requests: int, **sampling: Any) -> StepPlan:
+    """Requests of 8 prompt tokens each, all of which sample."""
+    prompt, settings = [*range(8)], Sampling(seed=1, max_tokens=5, **sampling)
+    return StepPlan(
+        started=tuple(
+            StartedRequest(slot=slot, sampling=settings, prompt_token_ids=prompt, output_token_ids=[])
+            for slot in range(num_requests)
+        ),
+        requests=tuple(
+            ScheduledRequest(
+                slot=slot,
+                num_computed_tokens=0,
+                num_new_tokens=8,
+                token_ids=prompt,
+                new_block_ids=((slot,),),
+                samples_position=0,
+            )
+            for slot in range(num_requests)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "sampling"),
+    [
+        (100_000, {"top_p": 0.999, "frequency_penalty": 0.5, "logprobs": 20, "logit_bias": {5: 1.0}}),
+        (32_000, {"prompt_logprobs": 20}),
+    ],
+    ids=["everything at once", "scored prompts"],
+)
+def test_sampling_takes_no_more_than_was_planned_for_it(vocab_size: int, sampling: dict[str, Any]) -> None:
+    config, settings = (
+        replace(TINY, vocab_size=vocab_size, max_position_embeddings=64),
+        engine(max_num_batched_tokens=512, max_num_seqs=64),
+    )
+    plan = plan_memory(config, settings, CPU, "float32")
+    with torch.inference_mode():
+        model = build_model(config, device="cpu", dtype=torch.float32)
+        fill_with_dummy_weights(model, 0)
+    runner = ModelRunner(
+        model,
+        config,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        num_blocks=64,
+        block_size=16,
+        max_num_seqs=64,
+        max_num_batched_tokens=512,
+        max_model_len=64,
+    )
+    with PeakMemory() as peak:
+        result = runner.launch(first_step(64, **sampling)).wait()
+    assert not result.errors
+    assert plan.activation_bytes * 0.2 < peak.peak_bytes < plan.activation_bytes
