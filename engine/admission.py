@@ -7,7 +7,6 @@ or a NaN must never reach the device.
 from __future__ import annotations
 
 import math
-import sys
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from .request import Request
 MAX_LOGPROBS = 20
 MAX_PROMPT_LOGPROBS_BYTES = 32 << 20
 """A request's prompt logprobs travel in one message."""
+_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 2.0**127
+"""The device computes in float32: beyond, a temperature or penalty is infinite or zero there."""
 _INT32_MAX = 2**31 - 1
 _INT64_MAX = 2**63 - 1
 
@@ -112,15 +113,14 @@ def _check_sampling(sampling: Sampling, limits: Limits) -> None:
     _require_range(sampling, "seed", 0, _INT64_MAX)
     _require_range(sampling, "max_tokens", 0, _INT32_MAX)
     _require_range(sampling, "min_tokens", 0, sampling.max_tokens)
-    _require_range(sampling, "temperature", 0, sys.float_info.max)
+    _require_range(sampling, "temperature", 0, _LARGEST_FLOAT32)
     _require(sampling.top_p > 0, "top_p", "must be above 0")
     _require_range(sampling, "top_p", 0, 1)
     _require_range(sampling, "top_k", 0, _INT32_MAX)
     _require_range(sampling, "min_p", 0, 1)
     _require_range(sampling, "presence_penalty", -2, 2)
     _require_range(sampling, "frequency_penalty", -2, 2)
-    _require(sampling.repetition_penalty > 0, "repetition_penalty", "must be above 0")
-    _require_range(sampling, "repetition_penalty", 0, sys.float_info.max)
+    _require_range(sampling, "repetition_penalty", _SMALLEST_FLOAT32, _LARGEST_FLOAT32)
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(sampling, name) is not None:
             _require_range(sampling, name, 0, MAX_LOGPROBS)
