@@ -94,6 +94,12 @@ class BlockPool:
         """The block registered under `key`, owned or cached."""
         return self._block_of.get(key)
 
+    def unregister(self, block_id: int) -> None:
+        """An owned block's content cannot be found any more, if it could."""
+        key = self._key_of.pop(block_id, None)
+        if key is not None:
+            del self._block_of[key]
+
     def forget_content(self) -> None:
         """No block's content can be found any more; owners keep their blocks."""
         self._free += self._cached

@@ -57,6 +57,12 @@ class Holdings:
             self._extend_hashes(request)
             self._blocks.register(table, request.block_hashes, num_blocks)
 
+    def distrust(self, request: Request) -> None:
+        """Takes the request's blocks out of the prefix cache: what is in them may be the reason why it failed."""
+        if request.blocks is not None:
+            for block_id in request.blocks.owned_block_ids():
+                self._blocks.pool.unregister(block_id)
+
     def give_back(self, request: Request) -> None:
         """Takes slot and blocks back. Both may be handed out again at once, see the scheduler."""
         assert request.blocks is not None, "a running request has blocks"

@@ -226,6 +226,7 @@ class Scheduler:
         if request.status is RequestStatus.FINISHED:
             return None
         if index in result.errors:
+            self._holdings.distrust(request)
             return self._end(request, FinishReason.ERROR, result.errors[index])
         is_kept = request.num_preemptions == share.num_preemptions
         if is_kept:

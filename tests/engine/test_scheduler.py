@@ -369,6 +369,18 @@ def test_a_failed_step_costs_its_newest_request_and_the_others_begin_anew() -> N
     scheduler.check_integrity()
 
 
+def test_what_a_failed_request_computed_is_not_found_in_the_prefix_cache() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8)
+    scheduler.submit("a", make_submit([1] * 12, 4))
+    run_step(scheduler)
+    plan = planned(scheduler)
+    scheduler.update(plan, result_of(plan, errors={0: "NaN"}))
+    assert scheduler.blocks.pool.num_cached == 0
+    scheduler.submit("same prompt", make_submit([1] * 12, 4))
+    assert work(planned(scheduler)) == [(0, 0, 8)]
+    scheduler.check_integrity()
+
+
 def test_a_resumed_request_goes_on_where_it_stopped() -> None:
     scheduler = make_scheduler()
     scheduler.submit("a", make_submit([1, 2], 4, output=[7, 8]))
