@@ -85,7 +85,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "enable_prefix_caching": False,
     },
 }
-VARIED = ("llama", "mistral")
+VARIED = {"llama": 1, "mistral": 1, "qwen2_mixed_windows": 2}
+"""Checkpoints and their numbers of KV groups."""
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +106,14 @@ def baseline(checkpoint: Callable[[str], Path]) -> Callable[[str], list[Generate
 def test_tokens_do_not_depend_on_how_the_engine_gets_there(
     name: str, variant: str, checkpoint: Callable[[str], Path], baseline: Callable[[str], list[Generated]]
 ) -> None:
-    core = engine_for(checkpoint(name), **VARIANTS[variant])
+    settings = dict(VARIANTS[variant])
+    if "num_gpu_blocks_override" in settings:
+        settings["num_gpu_blocks_override"] *= VARIED[name]
+    core = engine_for(checkpoint(name), **settings)
     for _ in range(2):  # the second time with a warm prefix cache, where there is one
         for result, expected in zip(generate(core, make_prompts()), baseline(name), strict=True):
             assert_same_tokens(result, expected)
+    assert (core.scheduler.metrics.num_preemptions > 0) == variant.startswith("forced preemption")
 
 
 def test_the_second_time_the_prompt_comes_from_the_prefix_cache(checkpoint: Callable[[str], Path]) -> None:

@@ -152,7 +152,7 @@ def test_parameters_changed_for_the_worse_are_refused(llm: LLM) -> None:
 
 def test_what_the_engine_refuses_is_a_value_error_and_leaves_nothing(model_dir: Path) -> None:
     llm = LLM(str(model_dir), num_gpu_blocks_override=4)
-    with pytest.raises(ValueError, match="KV cache has 4"):
+    with pytest.raises(ValueError, match="context holds 64"):
         generate(llm, ["fine", "x" * 100])
     with pytest.raises(ValueError, match="stop_token_ids"):
         generate(llm, ["fine", "x"], SamplingParams(stop_token_ids=[272]))
