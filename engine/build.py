@@ -5,11 +5,12 @@ Says on stderr what it is doing. Everything that imports torch is imported in he
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,9 +105,10 @@ def _load_torch(config: EngineConfig) -> LoadedEngine:
     device = choose_device(config)
     dtype = choose_dtype(config, model_config, device)
     memory_plan = plan_memory(model_config, config, probe_memory(device), dtype)
-    runner = _build_runner(
-        config, model_config, files.model_dir, device, dtype, memory_plan.num_blocks, memory_plan.max_model_len
-    )
+    with _memory_may_run_out(memory_plan.table()):
+        runner = _build_runner(
+            config, model_config, files.model_dir, device, dtype, memory_plan.num_blocks, memory_plan.max_model_len
+        )
     _say(memory_plan.table())
     facts = ModelFacts(
         model_dir=str(files.tokenizer_dir),
@@ -123,6 +125,22 @@ def _load_torch(config: EngineConfig) -> LoadedEngine:
         created_s=int(time.time()),
     )
     return _join(config, facts, runner, [group.window for group in model_config.kv_groups])
+
+
+@contextlib.contextmanager
+def _memory_may_run_out(table: str) -> Iterator[None]:
+    """The plan fits what was free when it was made; limits it does not know of and other processes may have less left."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On the CPU torch raises a bare RuntimeError.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise EngineStartError(
+                "there is less memory than was planned with; lower --kv-cache-memory-bytes or --max-num-batched-tokens\n" + table
+            ) from error
+        raise
 
 
 def choose_device(config: EngineConfig) -> str:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from penstock.engine.build import load_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.errors import EngineStartError
 from penstock.engine.toy_config import ToyConfig, expected_tokens
+from penstock.kernels import ops
 from tests.engine.toy_engine import make_submit, run_to_end
 from tests.toy_model import EOS_TOKEN_ID, make_toy_model
 
@@ -61,6 +63,23 @@ def test_what_cannot_work_is_one_clear_line(tmp_path: Path) -> None:
         load_engine(config)
     with pytest.raises(EngineStartError, match="neither a directory nor"):
         load_engine(replace(config, model="/no/such/model/anywhere"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")],
+    ids=str,
+)
+def test_memory_that_runs_out_while_starting_is_said(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ops, "make_kv_cache", run_out)
+    with pytest.raises(EngineStartError, match=r"less memory than was planned with; lower --kv-cache-memory-bytes"):
+        load_engine(EngineConfig(device="cpu", num_gpu_blocks_override=8, load_format="dummy"))
+    monkeypatch.setattr(ops, "make_kv_cache", lambda *_: torch.zeros(1) @ torch.zeros(2))
+    with pytest.raises(RuntimeError, match="size"):  # a mistake of ours is shown as one
+        load_engine(EngineConfig(device="cpu", num_gpu_blocks_override=8, load_format="dummy"))
 
 
 def test_the_toy_needs_no_torch(tmp_path: Path) -> None:
