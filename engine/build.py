@@ -138,7 +138,8 @@ def _memory_may_run_out(table: str) -> Iterator[None]:
         # On the CPU torch raises a bare RuntimeError.
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise EngineStartError(
-                "there is less memory than was planned with; lower --kv-cache-memory-bytes or --max-num-batched-tokens\n" + table
+                "there is less memory than was planned with; lower --kv-cache-memory-bytes or --max-num-batched-tokens\n"
+                + table
             ) from error
         raise
 
