@@ -290,7 +290,7 @@ def remember(d: Draw) -> Thread:
     told, reply, asked, answer, kind = d.pick(REMEMBER)
     makers = {"name": d.name, "city": d.city, "word": d.word}
     value = makers[kind]() if kind in makers else d.fresh("remember", lambda: d.integer(0, 9999))
-    if d.chance(0.25):
+    if not d.held_out and d.chance(0.25):
         said = d.phrase(told, v=value)
         said += " " if said[-1] in ".!?" else ". "
         return Thread((ask(said + d.phrase(asked), answer.format(v=value)),))
