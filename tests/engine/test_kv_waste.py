@@ -11,7 +11,7 @@ from tests.engine.toy_engine import make_scheduler, make_submit
 
 def chat_lengths(num_requests: int) -> list[tuple[int, int]]:
     """(prompt, output) tokens, log-normal like ShareGPT's: about 220 in and 200 out on average, each within 4 .. 1024."""
-    dice = random.Random(0)
+    dice = random.Random("sharegpt-like-0")
 
     def draw(mu: float, sigma: float) -> int:
         return max(4, min(1024, round(math.exp(dice.gauss(mu, sigma)))))
@@ -23,7 +23,7 @@ def test_less_than_four_percent_of_owned_kv_is_empty() -> None:
     scheduler = make_scheduler(
         num_blocks=4000, block_size=16, max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=2048, caches_prefixes=False
     )
-    for key, (num_prompt_tokens, num_output_tokens) in enumerate(chat_lengths(300)):
+    for key, (num_prompt_tokens, num_output_tokens) in enumerate(chat_lengths(1000)):
         scheduler.submit(key, make_submit([1] * num_prompt_tokens, num_output_tokens))
     num_owned = num_stored = 0
     while (plan := scheduler.plan()) is not None:
