@@ -7,15 +7,18 @@ import http.client
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.servers import Server, running_server
+from tests.servers import ROOT, Server, free_port, running_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 MODEL = "penstock-demo"
@@ -239,6 +242,22 @@ def test_a_300_mb_body_is_refused_before_it_is_read(server: Server) -> None:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {300 << 20}\r\n\r\n"
         connection.sendall(head.encode() + b"{")
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
+
+
+def test_a_reader_of_the_log_that_leaves_does_not_end_the_server() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "penstock", "serve", "--device", "cpu", "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+        server = Server(f"http://127.0.0.1:{port}", process, Path("/dev/null"))
+        try:
+            server.wait_until_ready()
+            assert post(server, json.dumps({"model": MODEL, "messages": user("Hi")}).encode())[0] == 200
+        finally:
+            process.terminate()
+        assert process.wait(timeout=30) == 0
 
 
 def test_every_frontend_answers_with_the_whole_servers_figures(server: Server, client: openai.OpenAI) -> None:
