@@ -7,12 +7,10 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TextIO, cast
 
 from .build import load_engine
 from .config import EngineConfig
 from .errors import EngineStartError
-from .log_stream import SteadyStream
 from .server import EngineServer
 
 START_FAILED = 2
@@ -25,7 +23,6 @@ def run(config: EngineConfig) -> int:
 
     The first SIGTERM or SIGINT lets what runs finish, the second ends the process at once.
     """
-    sys.stderr = cast(TextIO, SteadyStream(sys.stderr))
     try:
         server = _start(config)
     except EngineStartError as error:

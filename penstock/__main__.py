@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import TextIO, cast
 
 
 def main() -> int:
@@ -14,7 +15,9 @@ def main() -> int:
         signal.signal(number, _leave)  # before the imports, which take their time
     _open_standard_streams()
     from .cli import run
+    from .log_stream import SteadyStream
 
+    sys.stderr = cast(TextIO, SteadyStream(sys.stderr))
     exit_code = run(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it ends anyway

@@ -70,9 +70,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def say(line: str) -> None:
-    """Prints a line for the person who started the command; a server whose log's reader has gone, or disk is full, goes on."""
-    with contextlib.suppress(OSError):
-        print(f"penstock: {line}", file=sys.stderr, flush=True)
+    """Prints a line for the person who started the command."""
+    print(f"penstock: {line}", file=sys.stderr, flush=True)
 
 
 def _serve(arguments: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import TextIO, cast
 
-from penstock.engine.log_stream import SteadyStream
+from penstock.log_stream import SteadyStream
 
 
 class FullDisk(io.StringIO):
@@ -23,5 +23,11 @@ def test_what_is_written_arrives(tmp_path: Path) -> None:
 
 def test_a_stream_that_fails_costs_the_line_alone() -> None:
     stream = cast(TextIO, SteadyStream(FullDisk()))
+    print("a line", file=stream, flush=True)
+    assert not stream.isatty()
+
+
+def test_without_a_stream_nothing_happens() -> None:
+    stream = cast(TextIO, SteadyStream(None))
     print("a line", file=stream, flush=True)
     assert not stream.isatty()
