@@ -19,8 +19,8 @@ from .settings import CHAT, COMPLETIONS, BenchError, Load, Slo, Target, Work, ap
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 _DESCRIPTION = """\
-Sends requests to any OpenAI-compatible server and measures how it answers: time to the first token (TTFT), time of a token after it
-(TPOT), gaps between chunks (ITL), end-to-end time, tokens per second."""
+Sends requests to any OpenAI-compatible server and measures how it answers: time to the first token (TTFT), time of a token
+after it (TPOT), gaps between chunks (ITL), end-to-end time, tokens per second."""
 _EPILOG = """\
 Lists such as 1,8,64 make a sweep. Ctrl-C prints what was measured so far. Exit code: 0, 1 if requests failed, 2 if it could not
 begin, 130 after Ctrl-C. Example: penstock bench --concurrency 1,8,64 --goodput ttft:200 tpot:20 --plot sweep.png"""
@@ -29,6 +29,8 @@ _PROMPTS_PER_CLIENT = 10
 _FEWEST_PROMPTS = 100
 _RATE_SECONDS = 30
 _MOST_WORKERS = 8
+_VOCAB_SIZE = 32000
+"""The smallest vocabulary of the models in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> BenchOpti
         parser.error("conversations of several turns need --endpoint chat")
     shared = flags.shared_prefix_len
     loads = _loads(flags.concurrency, flags.request_rate)
-    if shared and endpoint == CHAT and flags.vocab_size:
+    if endpoint == CHAT and flags.vocab_size:
         parser.error("--vocab-size is for prompts of token ids, so for --endpoint completions")
     works = tuple(
         Work(
@@ -65,7 +67,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> BenchOpti
             num_prompts=flags.num_prompts or _num_prompts(load, turns),
             shared_prefix_tokens=(lengths.AGENT_SYSTEM_TOKENS if agents else 0) if shared is None else shared,
             turns=turns,
-            vocab_size=flags.vocab_size or Work.__dataclass_fields__["vocab_size"].default,
+            vocab_size=flags.vocab_size or _VOCAB_SIZE,
             seed=flags.seed,
         )
         for load in loads
@@ -115,7 +117,7 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--endpoint",
         choices=(COMPLETIONS, CHAT),
-        help="completions: prompts of random token ids; chat: messages of random words (default: completions, chat with --turns)",
+        help="completions: random token ids; chat: messages of random words (default: completions; chat with --turns)",
     )
 
 
@@ -140,8 +142,8 @@ def _add_load_flags(parser: argparse.ArgumentParser) -> None:
         "--num-prompts",
         type=flag_values.size,
         metavar="N",
-        help=f"requests of a load, or conversations (default: {_PROMPTS_PER_CLIENT} per client or {_RATE_SECONDS} s of arrivals, "
-        f"at least {_FEWEST_PROMPTS})",
+        help=f"requests of a load, or conversations (default: {_PROMPTS_PER_CLIENT} per client or {_RATE_SECONDS} s of "
+        f"arrivals, at least {_FEWEST_PROMPTS}; a conversation per client)",
     )
     group.add_argument(
         "--workers",
@@ -157,8 +159,8 @@ def _add_request_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lengths",
         default=lengths.SHAREGPT,
-        help="tokens in and out: sharegpt (about 220 and 200), uniform (100 to 1024 both), prefill (1024x128), single (128x512), INxOUT "
-        f"such as 1024x128 or 100-500x64, or agents: {lengths.AGENT_TURNS} turns of 300x150 after a system prompt of "
+        help="tokens in and out: sharegpt (about 220 and 200), uniform (100 to 1024 both), prefill (1024x128), single "
+        f"(128x512), INxOUT such as 1024x128 or 100-500x64, or agents: {lengths.AGENT_TURNS} turns of 300x150 after a system prompt of "
         f"{lengths.AGENT_SYSTEM_TOKENS:,} (default: sharegpt)",
     )
     group.add_argument("--shared-prefix-len", type=flag_values.size, metavar="N", help="tokens that all prompts begin with")
@@ -168,7 +170,9 @@ def _add_request_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests of a conversation: each sends what was said before (default: 1)",
     )
-    group.add_argument("--vocab-size", type=_vocab_size, metavar="N", help="token ids of prompts stay below (default: 32000)")
+    group.add_argument(
+        "--vocab-size", type=_vocab_size, metavar="N", help=f"token ids of prompts stay below (default: {_VOCAB_SIZE})"
+    )
     group.add_argument("--seed", type=flag_values.seed, default=0, help="default: 0")
     group.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="default: 0")
     group.add_argument(

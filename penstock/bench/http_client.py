@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 client on asyncio transports: cheap per received chunk, connections kept alive, TLS where the address says so.
+"""A small HTTP/1.1 client on asyncio transports: cheap per received chunk, connections kept alive, TLS for https.
 
-A body's pieces are handed over as they are received, with the time of their arrival; nothing is queued and no task wakes up before
-an answer is complete.
+A body's pieces are handed over as they are received, with the time of their arrival; nothing is queued and no task wakes up
+before an answer is complete.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -54,8 +55,7 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:

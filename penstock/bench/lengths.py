@@ -1,4 +1,4 @@
-"""Lists of (prompt tokens, output tokens): the same list for the same name, number and seed, in every process and on every machine.
+"""Lists of (prompt tokens, output tokens): the same list for the same name, number and seed, in every process.
 
 random.Random, seeded with text, gives the same numbers in all versions of Python.
 """

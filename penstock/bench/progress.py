@@ -44,10 +44,12 @@ def describe(progress: Progress, now: float) -> str:
     """The state at `now` in a line."""
     done, elapsed_s = len(progress.records), max(now - progress.started, 1e-9)
     filled = _BAR_CHARACTERS * done // max(progress.num_total, 1)
-    ttfts_s = sorted(ttft for record in progress.records[-1000:] if (ttft := record.ttft_s) is not None)
+    ttfts_s = sorted(ttft_s for record in progress.records[-1000:] if (ttft_s := record.ttft_s) is not None)
     ttft = f"  TTFT {1e3 * ttfts_s[len(ttfts_s) // 2]:,.0f} ms" if ttfts_s else ""
     errors = f"  {progress.num_errors:,} errors" if progress.num_errors else ""
+    bar = "#" * filled + "." * (_BAR_CHARACTERS - filled)
     return (
-        f"[{'#' * filled}{'.' * (_BAR_CHARACTERS - filled)}] {done:,}/{progress.num_total:,}  {progress.num_in_flight:,} in flight"
+        f"[{bar}] {done:,}/{progress.num_total:,}"
+        f"  {progress.num_in_flight:,} in flight"
         f"  {progress.num_chunks / elapsed_s:,.0f} chunks/s{ttft}{errors}  {elapsed_s:.0f} s"
     )

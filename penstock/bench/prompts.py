@@ -1,4 +1,4 @@
-"""Prompts of a wanted length: random token ids, or random common words. No two share more than the prefix they are meant to share."""
+"""Prompts of a wanted length: random token ids, or random common words. They share nothing but the prefix they are meant to."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from .settings import Work
 
 _FIRST_TOKEN_ID = 256
 """Below are bytes and special tokens in many vocabularies."""
-WORDS = (
-    "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not what all "
-    "were we when your can said there use an each which she do how their if will up other about out many then them these so some "
-    "her would make like him into time has look two more write go see number no way could people my than first water been call "
-    "who oil its now find long down day did get come made may part over new sound take only little work know place year live me "
-    "back give most very after thing our just name good sentence man think say great where help through much before line right"
-).split()
+WORDS = """
+    the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not what
+    all were we when your can said there use an each which she do how their if will up other about out many then them these
+    so some her would make like him into time has look two more write go see number no way could people my than first water
+    been call who oil its now find long down day did get come made may part over new sound take only little work know place
+    year live me back give most very after thing our just name good sentence man think say great where help through much
+    before line right
+""".split()  # noqa: SIM905
 
 
 class Prompts:

@@ -5,8 +5,8 @@
     ITL    from one chunk with tokens to the next
     E2E    from sending a request to the end of its answer
 
-The window is the time in which every client is busy: from when the first `concurrency` requests all have their first token until the
-last request of the list is sent. A closed loop's whole run also measures how it fills and how it runs dry.
+The window is the time in which every client is busy: from when the first `concurrency` requests all have their first token
+until the last request of the list is sent. A closed loop's whole run also measures how it fills and how it runs dry.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def make_report(outcome: Outcome, slo: Slo, turns: int) -> dict[str, Any]:
     good = [record for record in records if record.error is None]
     begin = min((record.start for record in records), default=0.0)
     seconds = max((record.end for record in records if record.end is not None), default=begin) - begin
+    rate = outcome.load.request_rate
+    is_open = rate is not None and math.isfinite(rate)
     report: dict[str, Any] = {
         "concurrency": outcome.load.concurrency,
-        "request_rate": outcome.load.request_rate,
+        "request_rate": rate if is_open else None,
         "requests": len(records),
         "ok": len(good),
         "errors": len(records) - len(good),
@@ -50,9 +52,8 @@ def make_report(outcome: Outcome, slo: Slo, turns: int) -> dict[str, Any]:
         "client_processes": len(outcome.client_cpu_s) + len(outcome.lost_clients),
         **_latencies(good),
     }
-    late = [record.start - record.due for record in records if record.due is not None]
-    if outcome.load.request_rate is not None:
-        report["late_ms"] = summary_ms(late)
+    if is_open:
+        report["late_ms"] = summary_ms([record.start - record.due for record in records if record.due is not None])
     elif outcome.load.concurrency is not None and turns == 1:
         report["window"] = window(good, outcome.load.concurrency)
     if slo != Slo():

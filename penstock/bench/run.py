@@ -20,7 +20,7 @@ from .flags import BenchOptions, parse
 from .progress import ProgressLine
 from .report import make_report
 from .runner import Outcome, Progress, Runner, interrupted_by
-from .settings import CHAT, BenchError, Load, Target, Work
+from .settings import CHAT, BenchError, Load, Work
 from .text_report import describe, describe_sweep
 
 FAILED = 1

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do: which server, which requests, at which load. Plain data that travels to the client processes."""
+"""What a benchmark is asked to do: which server, which requests, at which load. Plain data; it travels to the clients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Work:
     """Tokens that every prompt begins with, beside its own; of a chat its system message."""
     turns: int = 1
     """Requests of a conversation: each sends all that was said before."""
-    vocab_size: int = 32000
+    vocab_size: int
     """Prompts of token ids stay below."""
     tokens_per_word: float = 1.0
     """What the server's tokenizer makes of the words that texts consist of."""
@@ -78,7 +78,7 @@ class Slo:
 
 
 def api_url(text: str) -> str:
-    """The address that `/completions` is appended to: with a scheme and /v1, without a slash at the end; BenchError if it is none."""
+    """The address that `/completions` is appended to: with a scheme and /v1, no slash at the end. BenchError if it is none."""
     url = (text if "://" in text else f"http://{text}").rstrip("/")
     parts = urlsplit(url)
     try:

@@ -19,25 +19,26 @@ def describe(report: dict[str, Any]) -> str:
 def describe_sweep(reports: list[dict[str, Any]]) -> str:
     """Several loads, a line each."""
     lines = [
-        f"{'load':>12} {'req/s':>9} {'output tok/s':>13} {'in window':>10} {'TTFT p50':>10} {'p99':>10} {'TPOT p50':>9} {'errors':>7}"
+        f"{'load':>12} {'req/s':>9} {'output tok/s':>13} {'in window':>10} {'TTFT p50':>10} {'p99':>10} {'TPOT p50':>9}"
+        f" {'errors':>7}"
     ]
     for report in reports:
         window = report.get("window") or {}
         ttft, tpot = report["ttft_ms"] or {}, report["tpot_ms"] or {}
         lines.append(
             f"{load_label(report):>12} {report['requests_per_s']:>9.2f} {report['output_tokens_per_s']:>13,.1f}"
-            f" {_number(window.get('output_tokens_per_s'), ',.1f'):>10} {_number(ttft.get('p50')):>10} {_number(ttft.get('p99')):>10}"
+            f" {_number(window.get('output_tokens_per_s')):>10} {_number(ttft.get('p50')):>10} {_number(ttft.get('p99')):>10}"
             f" {_number(tpot.get('p50')):>9} {report['errors']:>7}"
         )
     return "\n".join(lines)
 
 
 def load_label(report: dict[str, Any]) -> str:
-    """The load in a few letters: c=64, 4/s, or both."""
+    """The load in a few letters: c=64, 4/s, both, or "at once"."""
     parts = [] if report["request_rate"] is None else [f"{report['request_rate']:g}/s"]
     if report["concurrency"] is not None:
         parts.append(f"c={report['concurrency']}")
-    return " ".join(parts)
+    return " ".join(parts) or "at once"
 
 
 def _outline(report: dict[str, Any]) -> Iterator[str]:
@@ -62,7 +63,8 @@ def _outline(report: dict[str, Any]) -> Iterator[str]:
     ):
         if report.get(name) is not None:
             yield f"  {words:<21} {report[name]:.1%} of the prompt tokens"
-    yield f"  client CPU share      {report['client_cpu_share']:.0%} of a core in the busiest of {report['client_processes']} processes"
+    busiest = f"the busiest of {report['client_processes']} processes"
+    yield f"  client CPU share      {report['client_cpu_share']:.0%} of a core in {busiest}"
 
 
 def _latency_table(report: dict[str, Any]) -> Iterator[str]:

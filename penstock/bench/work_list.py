@@ -16,7 +16,7 @@ _NUMBER_BYTES = 4
 
 def make_list(count: int) -> IO[bytes]:
     """An open file with the numbers 0 .. count - 1; its descriptor is for children to inherit."""
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115: the caller closes it
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     file.write(b"".join(index.to_bytes(_NUMBER_BYTES, "little") for index in range(count)))
     file.seek(0)
     return file

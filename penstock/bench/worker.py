@@ -1,8 +1,8 @@
 """A client process: takes requests from the shared list, sends them, and tells the parent what became of them.
 
-On standard input the parent writes two lines of JSON: an Assignment, and when all are ready the time to begin. On standard output go
-msgpack maps: {"ready"}, then every half second {"records", "in_flight", "chunks"}, and last {"cpu_s"}. SIGTERM ends the requests in
-flight; those are not reported.
+On standard input the parent writes two lines of JSON: an Assignment, and when all are ready the time to begin. On standard
+output go msgpack maps: {"ready"}, then every half second {"records", "in_flight", "chunks"}, and last {"cpu_s"}. SIGTERM ends
+the requests in flight; those are not reported.
 """
 
 from __future__ import annotations
