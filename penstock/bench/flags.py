@@ -52,27 +52,27 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> BenchOpti
     """Ends the process with one line and exit code 2 for what is not understood; raises BenchError for what cannot be."""
     parser = make_parser()
     flags = parser.parse(arguments)
-    agents = flags.lengths == lengths.AGENTS
-    turns = flags.turns or (lengths.AGENT_TURNS if agents else 1)
+    turns = flags.turns or (lengths.AGENT_TURNS if flags.lengths == lengths.AGENTS else 1)
     endpoint = flags.endpoint or (CHAT if turns > 1 else COMPLETIONS)
     if turns > 1 and endpoint != CHAT:
         parser.error("conversations of several turns need --endpoint chat")
-    shared = flags.shared_prefix_len
-    loads = _loads(flags.concurrency, flags.request_rate)
     if endpoint == CHAT and flags.vocab_size:
         parser.error("--vocab-size is for prompts of token ids, so for --endpoint completions")
-    works = tuple(
-        Work(
-            lengths=lengths.check(flags.lengths),
-            num_prompts=flags.num_prompts or _num_prompts(load, turns),
-            shared_prefix_tokens=(lengths.AGENT_SYSTEM_TOKENS if agents else 0) if shared is None else shared,
-            turns=turns,
-            vocab_size=flags.vocab_size or _VOCAB_SIZE,
-            seed=flags.seed,
-        )
-        for load in loads
+    loads = _loads(flags.concurrency, flags.request_rate)
+    return BenchOptions(
+        target=_target(flags, endpoint, environment),
+        works=tuple(_work(flags, load, turns) for load in loads),
+        loads=loads,
+        slo=_slo(flags.goodput),
+        num_workers=flags.workers or min(_MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // 2)),
+        json_path=flags.json,
+        plot_path=flags.plot,
+        quiet=flags.quiet,
     )
-    target = Target(
+
+
+def _target(flags: argparse.Namespace, endpoint: str, environment: Mapping[str, str]) -> Target:
+    return Target(
         base_url=api_url(flags.base_url),
         model=flags.model,
         endpoint=endpoint,
@@ -83,15 +83,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> BenchOpti
         extra_body=flags.extra_body,
         request_timeout_s=flags.request_timeout,
     )
-    return BenchOptions(
-        target=target,
-        works=works,
-        loads=loads,
-        slo=_slo(flags.goodput),
-        num_workers=flags.workers or min(_MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // 2)),
-        json_path=flags.json,
-        plot_path=flags.plot,
-        quiet=flags.quiet,
+
+
+def _work(flags: argparse.Namespace, load: Load, turns: int) -> Work:
+    shared = flags.shared_prefix_len
+    if shared is None:
+        shared = lengths.AGENT_SYSTEM_TOKENS if flags.lengths == lengths.AGENTS else 0
+    return Work(
+        lengths=lengths.check(flags.lengths),
+        num_prompts=flags.num_prompts or _num_prompts(load, turns),
+        shared_prefix_tokens=shared,
+        turns=turns,
+        vocab_size=flags.vocab_size or _VOCAB_SIZE,
+        seed=flags.seed,
     )
 
 
@@ -160,8 +164,8 @@ def _add_request_flags(parser: argparse.ArgumentParser) -> None:
         "--lengths",
         default=lengths.SHAREGPT,
         help="tokens in and out: sharegpt (about 220 and 200), uniform (100 to 1024 both), prefill (1024x128), single "
-        f"(128x512), INxOUT such as 1024x128 or 100-500x64, or agents: {lengths.AGENT_TURNS} turns of 300x150 after a system prompt of "
-        f"{lengths.AGENT_SYSTEM_TOKENS:,} (default: sharegpt)",
+        f"(128x512), INxOUT such as 1024x128 or 100-500x64, or agents: {lengths.AGENT_TURNS} turns of 300x150 after a "
+        f"system prompt of {lengths.AGENT_SYSTEM_TOKENS:,} (default: sharegpt)",
     )
     group.add_argument("--shared-prefix-len", type=flag_values.size, metavar="N", help="tokens that all prompts begin with")
     group.add_argument(

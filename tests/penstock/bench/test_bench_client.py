@@ -1,0 +1,154 @@
+"""The HTTP client and the reading of answers, against servers that behave and servers that do not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from penstock.bench.answers import StreamAnswer
+from penstock.bench.client import ApiClient
+from penstock.bench.records import Record
+from penstock.bench.settings import CHAT, COMPLETIONS, Target
+from tests.penstock.bench.scripted_server import ScriptedServer, scripted_server
+
+NUM_TOKENS = 6
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with scripted_server() as running:
+        yield running
+
+
+def new_record() -> Record:
+    return Record(index=0, turn=0, wanted_tokens=NUM_TOKENS, start=0.0, due=None)
+
+
+async def complete(server: ScriptedServer, model: str, *, timeout_s: float = 10.0) -> Record:
+    client = ApiClient(Target(base_url=server.url, model=model, request_timeout_s=timeout_s))
+    record = new_record()
+    await client.complete("[1,2,3]", record)
+    client.close()
+    return record
+
+
+@pytest.mark.parametrize("model", ["fine", "crlf", "unframed"])
+async def test_a_whole_answer_is_timed_and_counted(server: ScriptedServer, model: str) -> None:
+    record = await complete(server, model)
+    assert record.error is None
+    assert (record.num_input, record.num_output, record.num_chunks) == (3, NUM_TOKENS, NUM_TOKENS)
+    assert record.has_usage
+    assert record.first is not None
+    assert record.last is not None
+    assert record.end is not None
+    assert record.start < record.first < record.last <= record.end
+    assert sum(record.gaps_s) == pytest.approx(record.last - record.first, abs=1e-4)
+    assert record.tpot_s == pytest.approx((record.last - record.first) / (NUM_TOKENS - 1))
+
+
+async def test_several_tokens_in_a_chunk_are_counted_by_usage(server: ScriptedServer) -> None:
+    record = await complete(server, "several")
+    assert (record.num_output, record.num_chunks) == (NUM_TOKENS, 2)
+    assert record.last is not None
+    assert record.first is not None
+    assert record.tpot_s == pytest.approx((record.last - record.first) / (NUM_TOKENS - 1))
+
+
+async def test_without_usage_chunks_are_counted(server: ScriptedServer) -> None:
+    record = await complete(server, "no-usage")
+    assert record.error is None
+    assert (record.num_output, record.has_usage) == (NUM_TOKENS, False)
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("500", "HTTP 500: {"),
+        ("dies", "the connection was closed in the middle of the answer"),
+        ("error-event", "out of luck"),
+        ("nonsense", "not an event of this API: {nonsense"),
+        ("no-stream", "no token came {"),
+        ("not-http", "does not speak HTTP/1.1"),
+    ],
+)
+async def test_what_a_server_does_wrong_is_said(server: ScriptedServer, model: str, complaint: str) -> None:
+    record = await complete(server, model)
+    assert record.error is not None
+    assert complaint in record.error
+
+
+async def test_a_server_that_never_answers_is_given_up(server: ScriptedServer) -> None:
+    record = await complete(server, "silent", timeout_s=0.1)
+    assert record.error == "no whole answer in 0.1 s"
+
+
+async def test_no_server_is_an_error_of_the_request() -> None:
+    client = ApiClient(Target(base_url="http://127.0.0.1:1/v1", model="fine"))
+    record = new_record()
+    await client.complete("[1]", record)
+    assert record.error is not None
+    assert record.end is not None
+
+
+async def test_connections_are_used_again_and_a_failed_one_is_not(server: ScriptedServer) -> None:
+    client = ApiClient(Target(base_url=server.url, model="fine", api_key="secret"))
+    for _ in range(3):
+        await client.complete("[1]", new_record())
+    assert server.num_connections == 1
+    assert all("Authorization: Bearer secret\r\n" in head for head in server.headers)
+    client.close()
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(server: ScriptedServer) -> None:
+    client = ApiClient(Target(base_url=server.url, model="unframed"))
+    for _ in range(2):
+        record = new_record()
+        await client.complete("[1]", record)
+        assert record.error is None
+    assert server.num_connections == 2
+    client.close()
+
+
+async def test_a_chats_first_token_is_not_its_role(server: ScriptedServer) -> None:
+    client = ApiClient(Target(base_url=server.url, model="fine", endpoint=CHAT))
+    record = new_record()
+    said = await client.chat([{"role": "user", "content": "a b"}], record, keep_text=True)
+    assert said == "ab" * NUM_TOKENS
+    assert record.num_chunks == NUM_TOKENS
+    client.close()
+
+
+async def test_fields_of_the_request_are_those_asked_for(server: ScriptedServer) -> None:
+    target = Target(base_url=server.url, model="fine", ignore_eos=False, include_usage=False, extra_body={"top_p": 0.5})
+    for changed in (target, replace(target, ignore_eos=True, include_usage=True, extra_body={})):
+        client = ApiClient(changed)
+        await client.complete("[1,2]", new_record())
+        client.close()
+    common = {"model": "fine", "temperature": 0.0, "stream": True, "prompt": [1, 2], "max_tokens": NUM_TOKENS}
+    assert server.bodies[0] == common | {"top_p": 0.5}
+    assert server.bodies[1] == common | {"ignore_eos": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize("endpoint", [COMPLETIONS, CHAT])
+def test_events_may_be_cut_anywhere(endpoint: str) -> None:
+    shape = '{"choices":[{"text":"%s","finish_reason":%s}]}' if endpoint == COMPLETIONS else None
+    shape = shape or '{"choices":[{"delta":{"content":"%s"},"finish_reason":%s}]}'
+    usage = '{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    events = [shape % ('a \\"finish_reason\\":null', "null"), shape % ("é", '"stop"'), shape % ("", '"stop"'), usage, "[DONE]"]
+    data = "".join(f"data: {event}\n\n" for event in events).encode()
+    for cut in range(len(data)):
+        answer = StreamAnswer(endpoint)
+        answer.feed(1.0, data[:cut])
+        answer.feed(2.0, data[cut:])
+        assert answer.finish() is None
+        assert len(answer.gaps) == 1
+        assert answer.usage == {"prompt_tokens": 1, "completion_tokens": 2}
+        assert answer.done
+
+
+def test_a_token_that_is_half_a_character_is_an_arrival() -> None:
+    answer = StreamAnswer(COMPLETIONS)
+    answer.feed(1.0, b'data: {"choices": [{"text": "", "finish_reason": null}]}\n\n')
+    assert answer.first == 1.0
