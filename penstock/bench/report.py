@@ -48,8 +48,8 @@ def make_report(outcome: Outcome, slo: Slo, turns: int) -> dict[str, Any]:
         "counted_by": "usage" if all(record.has_usage for record in good) else "chunks",
         "seconds": seconds,
         **_throughput(good, seconds),
-        "client_cpu_share": max((cpu_s / seconds for cpu_s in outcome.client_cpu_s), default=0.0) if seconds else 0.0,
-        "client_processes": len(outcome.client_cpu_s) + len(outcome.lost_clients),
+        "client_cpu_share": max(outcome.client_cpu_shares, default=0.0),
+        "client_processes": len(outcome.client_cpu_shares) + len(outcome.lost_clients),
         **_latencies(good),
     }
     if is_open:

@@ -49,8 +49,8 @@ class Outcome:
 
     load: Load
     records: list[Record]
-    client_cpu_s: list[float]
-    """Of each client process while it ran."""
+    client_cpu_shares: list[float]
+    """Of a core, for each client process while it ran."""
     lost_clients: list[str]
     """How client processes ended that should not have ended."""
     interrupted: bool
@@ -65,7 +65,7 @@ class Runner:
         self._num_workers = min(num_workers, limit)
         self._in_flight = [0] * self._num_workers
         self._chunks = [0] * self._num_workers
-        self._cpu_s: list[float] = []
+        self._cpu_shares: list[float] = []
         self._lost: list[str] = []
         self._processes: list[Process] = []
         self.progress = Progress(num_total=work.num_prompts * work.turns)
@@ -91,7 +91,7 @@ class Runner:
         return Outcome(
             load=self._load,
             records=self.progress.records,
-            client_cpu_s=self._cpu_s,
+            client_cpu_shares=self._cpu_shares,
             lost_clients=self._lost,
             interrupted=stop.is_set(),
         )
@@ -133,8 +133,8 @@ class Runner:
     async def _listen(self, number: int, process: Process, unpacker: Any, on_progress: Callable[[Progress], None]) -> None:
         """Takes in what one client says until its end."""
         while (message := await _next_message(process, unpacker)) is not None:
-            if "cpu_s" in message:
-                self._cpu_s.append(message["cpu_s"])
+            if "cpu_share" in message:
+                self._cpu_shares.append(message["cpu_share"])
                 return
             records = [Record.from_wire(values) for values in message["records"]]
             self.progress.records += records

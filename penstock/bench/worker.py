@@ -1,8 +1,8 @@
 """A client process: takes requests from the shared list, sends them, and tells the parent what became of them.
 
 On standard input the parent writes two lines of JSON: an Assignment, and when all are ready the time to begin. On standard
-output go msgpack maps: {"ready"}, then every half second {"records", "in_flight", "chunks"}, and last {"cpu_s"}. SIGTERM ends
-the requests in flight; those are not reported.
+output go msgpack maps: {"ready"}, then every half second {"records", "in_flight", "chunks"}, and last {"cpu_share"}. SIGTERM
+ends the requests in flight; those are not reported.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import msgpack
+import uvloop
 
 from ..processes import die_with_parent
 from . import lengths, work_list
@@ -166,11 +167,9 @@ def main() -> int:
     if not start_line:
         return 0
     gc.freeze()
-    cpu_s = time.process_time()
-    import uvloop
-
+    begin_s, cpu_s = time.monotonic(), time.process_time()
     uvloop.run(worker.run(float(start_line)))
-    tell({"cpu_s": time.process_time() - cpu_s})
+    tell({"cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - begin_s)})
     return 0
 
 
