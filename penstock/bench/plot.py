@@ -16,6 +16,7 @@ from .text_report import load_label
 _SIZE_INCHES = (11, 7.5)
 _DPI = 120
 _BINS = 100
+_HEADROOM = 1.1
 
 
 def check_plot(path: Path) -> None:
@@ -63,7 +64,8 @@ def _draw_one(panels: Any, outcome: Outcome) -> None:
         weights = numpy.concatenate([numpy.full(record.num_chunks, record.num_output / record.num_chunks) for record in good])
         counts, edges = numpy.histogram(arrivals - min(record.start for record in good), bins=_BINS, weights=weights)
         panel.step(edges[:-1], counts / numpy.diff(edges), where="post")
-    panel.set(xlabel="seconds", ylabel="output tokens/s", ylim=(0, None))
+    panel.set(xlabel="seconds", ylabel="output tokens/s")
+    _from_zero(panel)
 
 
 def _draw_sweep(panels: Any, reports: list[dict[str, Any]]) -> None:
@@ -78,7 +80,8 @@ def _draw_sweep(panels: Any, reports: list[dict[str, Any]]) -> None:
         for label, line in lines:
             panel.plot(places, line, marker="o", label=label)
         panel.set_xticks(list(places), labels)
-        panel.set(ylabel=name, ylim=(0, None))
+        panel.set(ylabel=name)
+        _from_zero(panel)
         panel.legend()
     panel = panels[3]
     speed = [1e3 / tpot if tpot else numpy.nan for tpot in _column(reports, "tpot_ms", "p50")]
@@ -87,7 +90,17 @@ def _draw_sweep(panels: Any, reports: list[dict[str, Any]]) -> None:
     for place, label in enumerate(labels):
         if numpy.isfinite(speed[place]):
             panel.annotate(label, (speed[place], throughput[place]))
-    panel.set(xlabel="tokens/s of one request (median)", ylabel="output tokens/s", xlim=(0, None), ylim=(0, None))
+    panel.set(xlabel="tokens/s of one request (median)", ylabel="output tokens/s")
+    _from_zero(panel, both=True)
+
+
+def _from_zero(panel: Any, *, both: bool = False) -> None:
+    """The y axis, or both, from 0 to a little above the largest value."""
+    highest, widest = panel.dataLim.ymax, panel.dataLim.xmax
+    if highest > 0:
+        panel.set_ylim(0, _HEADROOM * highest)
+    if both and widest > 0:
+        panel.set_xlim(0, _HEADROOM * widest)
 
 
 def _column(reports: list[dict[str, Any]], name: str, part: str | None = None) -> list[float]:

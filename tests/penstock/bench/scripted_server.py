@@ -103,7 +103,7 @@ async def _follow_script(request: dict[str, Any], is_chat: bool, writer: asyncio
     if script != "unframed":
         writer.write(b"0\r\n\r\n")
     await writer.drain()
-    return script != "unframed"
+    return bool(script != "unframed")
 
 
 def _token(is_chat: bool, *, first: bool, last: bool) -> str:
