@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-from argparse import ArgumentTypeError, BooleanOptionalAction
+from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import flag_values
 from ..flags import Parser
-from . import lengths
+from . import lengths, values
 from .settings import CHAT, COMPLETIONS, BenchError, Load, Slo, Target, Work, api_url
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -63,7 +61,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> BenchOpti
         target=_target(flags, endpoint, environment),
         works=tuple(_work(flags, load, turns) for load in loads),
         loads=loads,
-        slo=_slo(flags.goodput),
+        slo=values.slo(flags.goodput),
         num_workers=flags.workers or min(_MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // 2)),
         json_path=flags.json,
         plot_path=flags.plot,
@@ -130,14 +128,14 @@ def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--concurrency",
         "--max-concurrency",
-        type=_positive_integers,
+        type=values.positive_integers,
         default=(),
         metavar="N[,N...]",
         help=f"requests in flight together (default: {_DEFAULT_CONCURRENCY}, none with --request-rate)",
     )
     group.add_argument(
         "--request-rate",
-        type=_rates,
+        type=values.rates,
         default=(),
         metavar="R[,R...]",
         help="arrivals per second on average, as a Poisson process; inf: all at once",
@@ -175,17 +173,19 @@ def _add_request_flags(parser: argparse.ArgumentParser) -> None:
         help="requests of a conversation: each sends what was said before (default: 1)",
     )
     group.add_argument(
-        "--vocab-size", type=_vocab_size, metavar="N", help=f"token ids of prompts stay below (default: {_VOCAB_SIZE})"
+        "--vocab-size", type=values.vocab_size, metavar="N", help=f"token ids of prompts stay below (default: {_VOCAB_SIZE})"
     )
     group.add_argument("--seed", type=flag_values.seed, default=0, help="default: 0")
-    group.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="default: 0")
+    group.add_argument("--temperature", type=values.temperature, default=0.0, metavar="T", help="default: 0")
     group.add_argument(
         "--ignore-eos", action=BooleanOptionalAction, default=True, help="answers of exactly the wanted length (default: on)"
     )
     group.add_argument(
         "--usage", action=BooleanOptionalAction, default=True, help="ask the server for token counts (default: on)"
     )
-    group.add_argument("--extra-body", type=_json_object, default={}, metavar="JSON", help="fields added to every request")
+    group.add_argument(
+        "--extra-body", type=values.json_object, default={}, metavar="JSON", help="fields added to every request"
+    )
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +193,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--goodput",
         nargs="+",
-        type=_limit,
+        type=values.limit,
         default=[],
         metavar="NAME:MS",
         help="limits of a good request, such as ttft:200 tpot:20 e2e:5000",
@@ -219,57 +219,3 @@ def _num_prompts(load: Load, turns: int) -> int:
     if turns > 1:
         return load.concurrency or _DEFAULT_CONCURRENCY
     return max(_FEWEST_PROMPTS, _PROMPTS_PER_CLIENT * (load.concurrency or 0))
-
-
-def _positive_integers(text: str) -> tuple[int, ...]:
-    return tuple(flag_values.request_count(part) for part in text.split(","))
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    rates = tuple(_float(part) for part in text.split(","))
-    if not all(rate > 0 for rate in rates):
-        raise ArgumentTypeError(f"{text}: a rate is above 0")
-    return rates
-
-
-def _vocab_size(text: str) -> int:
-    return flag_values.integer(2, 1 << 24, text)
-
-
-def _temperature(text: str) -> float:
-    value = _float(text)
-    if not 0 <= value <= 100:
-        raise ArgumentTypeError(f"{text} is not between 0 and 100")
-    return value
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ArgumentTypeError(f'{text!r} is not a JSON object such as {{"top_p": 0.9}}')
-    return value
-
-
-def _limit(text: str) -> tuple[str, float]:
-    name, _, value = text.partition(":")
-    if name not in ("ttft", "tpot", "e2e"):
-        raise ArgumentTypeError(f"{text!r} is not ttft:MS, tpot:MS or e2e:MS")
-    limit = _float(value)
-    if not 0 < limit < math.inf:
-        raise ArgumentTypeError(f"{text!r}: a limit is above 0 and finite")
-    return name, limit
-
-
-def _slo(limits: list[tuple[str, float]]) -> Slo:
-    values = dict(limits)
-    return Slo(ttft_ms=values.get("ttft"), tpot_ms=values.get("tpot"), e2e_ms=values.get("e2e"))

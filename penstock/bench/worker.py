@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import resource
 import signal
 import sys
 import time
@@ -161,6 +162,8 @@ def main() -> int:
     assignment = Assignment.from_json(sys.stdin.readline())
     die_with_parent(assignment.parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # each request in flight has a connection
     worker = Worker(assignment)
     tell({"ready": True})
     start_line = sys.stdin.readline()
