@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +86,23 @@ async def test_what_a_server_does_wrong_is_said(server: ScriptedServer, model: s
 async def test_a_server_that_never_answers_is_given_up(server: ScriptedServer) -> None:
     record = await complete(server, "silent", timeout_s=0.1)
     assert record.error == "no whole answer in 0.1 s"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+async def test_https_needs_a_certificate_that_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    async with scripted_server(tls) as server:
+        record = await complete(server, "fine")
+        assert record.error is not None
+        assert "CERTIFICATE_VERIFY_FAILED" in record.error
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        record = await complete(server, "fine")
+        assert record.error is None
+        assert record.num_chunks == NUM_TOKENS
 
 
 async def test_no_server_is_an_error_of_the_request() -> None:
