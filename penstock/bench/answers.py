@@ -92,7 +92,7 @@ class StreamAnswer:
         """An empty text can be a token that is half a character, and counts; the beginning and the end of a message do not."""
         delta = choice.get("delta") or {}
         text = choice.get("text") or delta.get("content")
-        if text and self._keep_text:
+        if self._keep_text and isinstance(text, str):
             self.texts.append(text)
         if text or delta.get("reasoning_content") or delta.get("reasoning") or delta.get("tool_calls"):
             return True

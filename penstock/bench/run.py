@@ -59,7 +59,10 @@ class _Bench:
                 break
         if len(self._options.loads) > 1:
             print(describe_sweep(self._reports))
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            raise BenchError(f"the results could not be written: {error}") from None
         if stop.is_set():
             return INTERRUPTED
         return FAILED if any(report["errors"] or report["lost_clients"] for report in self._reports) else 0

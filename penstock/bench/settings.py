@@ -82,7 +82,7 @@ def api_url(text: str) -> str:
     url = (text if "://" in text else f"http://{text}").rstrip("/")
     parts = urlsplit(url)
     try:
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        usable = parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna")) and (parts.port or 1) > 0
     except ValueError:
         usable = False
     if not usable or parts.query or parts.fragment:

@@ -45,6 +45,7 @@ def _float(text: str) -> float:
 def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
+        json.dumps(value, allow_nan=False)
     except ValueError:
         value = None
     if not isinstance(value, dict):

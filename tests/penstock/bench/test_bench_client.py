@@ -169,6 +169,21 @@ def test_events_may_be_cut_anywhere(endpoint: str) -> None:
         assert answer.done
 
 
+@pytest.mark.parametrize(
+    "event", ["[]", "3", '{"choices": 5}', '{"choices": [3]}', '{"choices": [{"delta": "x"}]}', '{"choices"']
+)
+def test_an_event_of_another_form_is_an_error_and_no_exception(event: str) -> None:
+    answer = StreamAnswer(CHAT, keep_text=True)
+    answer.feed(1.0, f"data: {event}\n\n".encode())
+    assert "not an event of this API" in (answer.finish() or "")
+
+
+def test_a_text_that_is_none_is_not_kept() -> None:
+    answer = StreamAnswer(CHAT, keep_text=True)
+    answer.feed(1.0, b'data: {"choices": [{"delta": {"content": [1]}}]}\n\n')
+    assert answer.text == ""
+
+
 def test_a_token_that_is_half_a_character_is_an_arrival() -> None:
     answer = StreamAnswer(COMPLETIONS)
     answer.feed(1.0, b'data: {"choices": [{"text": "", "finish_reason": null}]}\n\n')

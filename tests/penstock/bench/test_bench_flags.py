@@ -56,6 +56,7 @@ def test_limits_keys_and_files() -> None:
         (["--goodput", "ttf:3"], "is not ttft:MS, tpot:MS or e2e:MS"),
         (["--goodput", "ttft:x"], "'x' is not a number"),
         (["--extra-body", "[]"], "is not a JSON object"),
+        (["--extra-body", '{"top_p": NaN}'], "is not a JSON object"),
         (["--turns", "3", "--endpoint", "completions"], "need --endpoint chat"),
         (["--endpoint", "chat", "--vocab-size", "1000"], "for --endpoint completions"),
     ],

@@ -107,7 +107,7 @@ def test_an_address_may_have_v1_or_not(given: str, url: str) -> None:
     assert api_url(given) == url
 
 
-@pytest.mark.parametrize("given", ["", "ftp://host", "http://", "http://host:none", "http://host?x=1"])
+@pytest.mark.parametrize("given", ["", "ftp://host", "http://", "http://host:none", "http://a..b", "http://host?x=1"])
 def test_an_address_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(BenchError, match="is not an address"):
         api_url(given)
