@@ -1,4 +1,4 @@
-"""The command line: `penstock serve`, its parts `engine` and `frontend`, `health` and `info`.
+"""The command line: `penstock serve`, its parts `engine` and `frontend`, `health`, `info` and `bench`.
 
 Parses, and hands over to what runs the command; the processes' modules are imported only then. Exit codes: 0 after Ctrl-C or
 SIGTERM too, 2 for a command that was not understood or cannot work as asked, with one line on stderr that says why.
@@ -39,6 +39,7 @@ commands:
   frontend   the frontends alone
   health     whether an engine is ready and its steps advance
   info       versions, devices and the memory plan of a model
+  bench      measures any OpenAI-compatible server under load
 
 `penstock COMMAND --help` lists the flags of a command, `penstock --version` says which Penstock this is.
 MODEL is a Hugging Face id or a local directory; without one the bundled demo model is served.
@@ -54,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         "frontend": _frontend,
         "health": _health,
         "info": _info,
+        "bench": _bench,
     }
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help", "help"):
@@ -191,6 +193,12 @@ def _info(arguments: Sequence[str]) -> int:
     from .info import run
 
     return run(config)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from .bench.run import run
+
+    return run(arguments)
 
 
 def _warn(flags: argparse.Namespace) -> None:

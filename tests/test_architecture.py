@@ -38,7 +38,7 @@ ALLOWED = {
     },
 }
 """Third parties a folder may import."""
-LAZY = {"transformers", "huggingface_hub"}
+LAZY = {"transformers", "huggingface_hub", "matplotlib"}
 """Imported inside functions only: they are slow and most starts do without them."""
 
 
@@ -121,7 +121,8 @@ def test_slow_packages_are_imported_only_where_they_are_used(folder: str) -> Non
 
 
 def test_whatever_the_product_imports_is_a_declared_dependency() -> None:
-    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["bench"]]
     names = {re.split(r"[<>=~!; \[]", line, maxsplit=1)[0].lower().replace("_", "-") for line in requirements}
     distributions = packages_distributions()
     for folder in (*FOLDERS, "penstock"):

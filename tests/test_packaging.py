@@ -41,6 +41,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_every_module_and_the_demo_model_and_nothing_else(wheel: Path) -> None:
     expected = {f"penstock/{file.relative_to(ROOT)}" for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
     expected |= {f"penstock/{file.name}" for file in (ROOT / "penstock").glob("*.py")}
+    expected |= {f"penstock/bench/{file.name}" for file in (ROOT / "penstock" / "bench").glob("*.py")}
     expected |= {f"penstock/demo_model/{file.name}" for file in (ROOT / "penstock" / "demo_model").iterdir()}
     expected.add("penstock/py.typed")
     with zipfile.ZipFile(wheel) as archive:

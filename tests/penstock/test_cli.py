@@ -35,7 +35,7 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("serve", "engine", "frontend", "health", "info"):
+    for command in ("serve", "engine", "frontend", "health", "info", "bench"):
         assert f"\n  {command} " in text
     assert run([]) == USAGE_ERROR
 

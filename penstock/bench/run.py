@@ -1,0 +1,141 @@
+"""The command: asks the server who it is, runs the loads one after the other, prints and writes what came out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..flags import USAGE_ERROR
+from . import probe
+from .flags import BenchOptions, parse
+from .progress import ProgressLine
+from .report import make_report
+from .runner import Outcome, Progress, Runner, interrupted_by
+from .settings import CHAT, BenchError, Load, Work
+from .text_report import describe, describe_sweep
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`penstock bench` with these arguments; returns the exit code."""
+    try:
+        options = parse(arguments, os.environ)
+        _check_outputs(options)
+        return asyncio.run(_Bench(options).run())
+    except BenchError as error:
+        print(f"penstock bench: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+class _Bench:
+    """One command."""
+
+    def __init__(self, options: BenchOptions) -> None:
+        self._options = options
+        self._target = options.target
+        self._tokens_per_word = 1.0
+        self._reports: list[dict[str, Any]] = []
+        self._outcomes: list[Outcome] = []
+
+    async def run(self) -> int:
+        stop = interrupted_by(asyncio.get_running_loop())
+        probing = asyncio.create_task(self._ask_server())
+        if not await _done_before(probing, stop):
+            return INTERRUPTED
+        for load, work in zip(self._options.loads, self._options.works, strict=True):
+            await self._run_load(load, replace(work, tokens_per_word=self._tokens_per_word), stop)
+            if stop.is_set():
+                break
+        if len(self._options.loads) > 1:
+            print(describe_sweep(self._reports))
+        try:
+            self._write()
+        except OSError as error:
+            raise BenchError(f"the results could not be written: {error}") from None
+        if stop.is_set():
+            return INTERRUPTED
+        return FAILED if any(report["errors"] or report["lost_clients"] for report in self._reports) else 0
+
+    async def _ask_server(self) -> None:
+        if not self._target.model:
+            self._target = replace(self._target, model=await probe.model_name(self._target.base_url, self._target.api_key))
+        if self._target.endpoint == CHAT:
+            self._tokens_per_word = await probe.tokens_per_word(self._target)
+
+    async def _run_load(self, load: Load, work: Work, stop: asyncio.Event) -> None:
+        line = ProgressLine(sys.stderr, str(load))
+
+        def on_progress(progress: Progress) -> None:
+            if not self._options.quiet:
+                line.show(progress)
+
+        outcome = await Runner(self._target, work, load, self._options.num_workers).run(stop, on_progress)
+        if not self._options.quiet:
+            line.clear()
+        report = make_report(outcome, self._options.slo, work.turns)
+        self._outcomes.append(outcome)
+        self._reports.append(report)
+        print(f"{describe(report)}\n", flush=True)
+
+    def _write(self) -> None:
+        if self._options.json_path is not None:
+            self._options.json_path.write_text(json.dumps(self._as_json(), indent=2, allow_nan=False) + "\n")
+        if self._options.plot_path is not None and self._reports:
+            from .plot import draw
+
+            title = f"{self._target.model}, {self._options.works[0].lengths}, {self._target.endpoint}"
+            draw(self._options.plot_path, title, self._reports, self._outcomes)
+
+    def _as_json(self) -> dict[str, Any]:
+        target: dict[str, Any] = {name: value for name, value in asdict(self._target).items() if name != "api_key"}
+        works = [asdict(replace(work, tokens_per_word=self._tokens_per_word)) for work in self._options.works]
+        return {
+            "penstock": __version__,
+            "python": platform.python_version(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "target": target,
+            "loads": [{"work": work, **report} for work, report in zip(works, self._reports, strict=False)],
+        }
+
+
+async def _done_before(task: asyncio.Task[None], stop: asyncio.Event) -> bool:
+    """Waits for the task and passes its error on; False if `stop` was set first."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        for waiting in (task, stopping):
+            waiting.cancel()
+
+
+def _check_outputs(options: BenchOptions) -> None:
+    """What would fail after the measuring fails before it."""
+    if options.plot_path is not None:
+        from .plot import check_plot
+
+        check_plot(options.plot_path)
+    if options.json_path is not None:
+        _check_writable(options.json_path)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise BenchError(f"--json {path}: {error.strerror}") from None
