@@ -65,6 +65,13 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
 
+    @property
+    def is_tokens_alone(self) -> bool:
+        """There are tokens and nothing else."""
+        return (
+            self.finish_reason is None and not self.logprobs and self.prompt_logprobs is None and self.num_cached_tokens is None
+        )
+
 
 class OpenRequest:
     """One request between Submit and its terminal event: enough to answer for it, and to submit it again."""
@@ -132,18 +139,27 @@ class OpenRequest:
 
 
 class RequestStream:
-    """The answers to one or several requests that are read together: `async for index, delta in stream`.
+    """The answers to one or several requests that are read together: `async for index, delta in stream`, or `take` after
+    every `on_news`.
 
     Ends when all requests have; raises what any of them failed with. `close` must be called in any case: it gives up
     what is not over yet.
     """
 
-    def __init__(self, requests: Sequence[OpenRequest], give_up: Callable[[Sequence[OpenRequest]], None]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[OpenRequest],
+        give_up: Callable[[Sequence[OpenRequest]], None],
+        with_news: dict[RequestStream, None],
+    ) -> None:
+        """A stream with news puts itself into `with_news`; whoever owns that calls `wake` soon."""
         self._requests = requests
         self._give_up = give_up
+        self._streams_with_news = with_news
+        self.on_news: Callable[[], None] | None = None
+        """Called when something can be read that could not be before."""
         self._with_news: dict[int, None] = {}
         self._num_open = len(requests)
-        self._waiter: asyncio.Future[None] | None = None
         for index, request in enumerate(requests):
             request.notify = partial(self._on_news, index)
 
@@ -151,10 +167,21 @@ class RequestStream:
         return self
 
     async def __anext__(self) -> tuple[int, Delta]:
-        while not self._with_news:
-            if self._num_open == 0:
+        while (news := self.take()) is None:
+            if self.is_over:
                 raise StopAsyncIteration
-            await self._wait()
+            await self.wait()
+        return news
+
+    @property
+    def is_over(self) -> bool:
+        """Everything was read."""
+        return self._num_open == 0
+
+    def take(self) -> tuple[int, Delta] | None:
+        """What is new of one of the requests, None if there is nothing; raises what the request failed with."""
+        if not self._with_news:
+            return None
         index = next(iter(self._with_news))
         request = self._requests[index]
         if request.error is not None and not request.pending.token_ids:
@@ -170,7 +197,7 @@ class RequestStream:
         if not self._with_news:
             try:
                 async with asyncio.timeout(timeout_s):
-                    await self._wait()
+                    await self.wait()
             except TimeoutError:
                 return
         for index in self._with_news:
@@ -191,17 +218,23 @@ class RequestStream:
         """Gives up every request that is not over."""
         self._give_up(self._requests)
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    def wake(self) -> None:
+        """Tells the reader that there are news."""
+        if self.on_news is not None:
+            self.on_news()
+
+    async def wait(self) -> None:
+        """Returns at the next news."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.on_news = lambda: None if waiter.done() else waiter.set_result(None)
         try:
-            await self._waiter
+            await waiter
         finally:
-            self._waiter = None
+            self.on_news = None
 
     def _on_news(self, index: int) -> None:
         self._with_news[index] = None
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._streams_with_news[self] = None
 
 
 def int32s(data: bytes) -> list[int]:
