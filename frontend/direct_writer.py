@@ -12,6 +12,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 _EXTENSION = "penstock.direct_writer"
+_WRITER = "writer"
 
 
 class DirectWriter:
@@ -24,15 +25,8 @@ class DirectWriter:
 
     @property
     def takes_more(self) -> bool:
-        """The body is begun and not over, the client there, and has not fallen behind."""
-        cycle = self._cycle
-        return not (
-            self._flow.write_paused
-            or cycle.disconnected
-            or cycle.response_complete
-            or not cycle.chunked_encoding
-            or self._transport.is_closing()
-        )
+        """The client is there and has not fallen behind. To be asked between the body's begin and end."""
+        return not (self._flow.write_paused or self._cycle.disconnected or self._transport.is_closing())
 
     def write(self, body: bytes) -> None:
         """The next bytes of the body, at least one; only while `takes_more`."""
@@ -41,10 +35,10 @@ class DirectWriter:
 
 def offer_direct_writer(cycle: RequestResponseCycle) -> None:
     """Leaves a writer in the request's scope, before the application sees it."""
-    cycle.scope["extensions"] = {_EXTENSION: DirectWriter(cycle)}
+    cycle.scope.setdefault("extensions", {})[_EXTENSION] = {_WRITER: DirectWriter(cycle)}
 
 
 def direct_writer(scope: MutableMapping[str, Any]) -> DirectWriter | None:
     """What this request's server offers; None under a server that knows ASGI alone."""
-    writer: DirectWriter | None = scope.get("extensions", {}).get(_EXTENSION)
+    writer: DirectWriter | None = scope.get("extensions", {}).get(_EXTENSION, {}).get(_WRITER)
     return writer

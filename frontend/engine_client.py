@@ -146,7 +146,8 @@ class EngineClient:
         streams = list(self._streams_with_news)
         self._streams_with_news.clear()
         for stream in streams:
-            stream.wake()
+            if stream.on_news is not None:
+                stream.on_news()
 
     def _take_outputs(self, outputs: messages.Outputs) -> None:
         request_ids, positions, counts, token_ids = (
@@ -157,7 +158,7 @@ class EngineClient:
         for request_id, position, count, finish in zip(request_ids, positions, counts, outputs.finish_reasons, strict=True):
             request = self._open.get(request_id)
             if request is not None:
-                request.extend(position, token_ids[start : start + count], finish, details.get(request_id))
+                request.extend(position, token_ids[start : start + count], finish, details.get(request_id) if details else None)
                 if request.is_over:
                     self._end(request)
             start += count

@@ -46,6 +46,8 @@ class EventSource:
         stream = self._generation.stream
         events = b""
         try:
+            while (tokens := stream.take_token_ids()) is not None:
+                events += self._text_event(*tokens)
             while (news := stream.take()) is not None:
                 events += self._events(*news)
             if stream.is_over:
@@ -89,14 +91,17 @@ class EventSource:
         finally:
             stream.on_news = None
 
-    def _events(self, index: int, delta: Delta) -> bytes:
+    def _text_event(self, index: int, token_ids: list[int]) -> bytes:
         frame = self._frames.get(index)
         if frame is not None:
-            text = self._generation.read_escaped(index, delta)
+            text = self._generation.read_escaped(index, token_ids)
             if text is not None:
                 return frame[0] + text + frame[1] if text else b""
+        return self._events(index, Delta(token_ids))
+
+    def _events(self, index: int, delta: Delta) -> bytes:
         events = b"".join(self._rendered(self._generation.read(index, delta)))
-        if frame is None and self._has_frames:
+        if self._has_frames and index not in self._frames and delta.finish_reason is None:
             [marked] = self._rendered(ChoiceDelta(index, _MARK, [], []))
             before, after = marked.split(_MARK.encode())
             self._frames[index] = before, after

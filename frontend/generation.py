@@ -101,14 +101,12 @@ class Generation:
         choice = self.choices[index]
         return _usage(len(choice.prompt.token_ids), choice.num_tokens, choice.num_cached_tokens)
 
-    def read_escaped(self, index: int, delta: Delta) -> bytes | None:
-        """The delta's text, escaped for JSON, if there is nothing else to it and no more than a look-up; None: `read` it."""
-        if not delta.is_tokens_alone:
-            return None
+    def read_escaped(self, index: int, token_ids: list[int]) -> bytes | None:
+        """The text of tokens that came alone, escaped for JSON, if a look-up will do; None: nothing was done, `read` them."""
         choice = self.choices[index]
-        escaped = choice.detokenizer.push_escaped(delta.token_ids)
+        escaped = choice.detokenizer.push_escaped(token_ids)
         if escaped is not None:
-            choice.num_tokens += len(delta.token_ids)
+            choice.num_tokens += len(token_ids)
         return escaped
 
     def read(self, index: int, delta: Delta) -> ChoiceDelta:

@@ -65,13 +65,6 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
 
-    @property
-    def is_tokens_alone(self) -> bool:
-        """There are tokens and nothing else."""
-        return (
-            self.finish_reason is None and not self.logprobs and self.prompt_logprobs is None and self.num_cached_tokens is None
-        )
-
 
 class OpenRequest:
     """One request between Submit and its terminal event: enough to answer for it, and to submit it again."""
@@ -80,7 +73,8 @@ class OpenRequest:
         self.request_id = request_id
         self.new = new
         self.output_token_ids: list[int] = []
-        self.pending = Delta()
+        self._num_taken = 0
+        self._more: Delta | None = None
         self.error: Exception | None = None
         self.is_over = False
         """Nothing more will come, or it is not wanted."""
@@ -89,6 +83,10 @@ class OpenRequest:
     def extend(self, position: int, token_ids: Sequence[int], finish: int, detail: Detail | None) -> None:
         """Takes one entry of Outputs. Repeated tokens are skipped; a gap fails the request."""
         num_known = len(self.output_token_ids)
+        if position == num_known and token_ids and not finish and detail is None:
+            self.output_token_ids.extend(token_ids)
+            self.notify()
+            return
         if position > num_known:
             self.fail(RequestFailed(f"lost the tokens {num_known} to {position - 1}"))
             return
@@ -97,7 +95,6 @@ class OpenRequest:
         num_repeated = num_known - position
         new_token_ids = token_ids[num_repeated:]
         self.output_token_ids.extend(new_token_ids)
-        self.pending.token_ids.extend(new_token_ids)
         if detail is not None:
             self._take_detail(detail, num_repeated)
         if finish:
@@ -112,13 +109,35 @@ class OpenRequest:
             self.is_over = True
             self.notify()
 
+    @property
+    def has_new_tokens(self) -> bool:
+        """Some were not taken yet."""
+        return self._num_taken < len(self.output_token_ids)
+
+    @property
+    def has_tokens_alone(self) -> bool:
+        """What is new is tokens and nothing else."""
+        return self._more is None and not self.is_over
+
     def take(self) -> Delta:
-        """What is new since the last call."""
-        delta, self.pending = self.pending, Delta()
+        """What is new since the last take."""
+        delta, self._more = self._more or Delta(), None
+        delta.token_ids = self.take_token_ids()
         return delta
 
+    def take_token_ids(self) -> list[int]:
+        """What is new since the last take, where that is tokens alone."""
+        token_ids = self.output_token_ids[self._num_taken :]
+        self._num_taken += len(token_ids)
+        return token_ids
+
+    def _pending(self) -> Delta:
+        if self._more is None:
+            self._more = Delta()
+        return self._more
+
     def _take_detail(self, detail: Detail, num_repeated: int) -> None:
-        pending = self.pending
+        pending = self._pending()
         if detail.num_cached_tokens is not None:
             pending.num_cached_tokens = detail.num_cached_tokens
         if detail.logprobs is not None:
@@ -132,8 +151,9 @@ class OpenRequest:
         elif reason is FinishReason.ABORT:
             self.fail(RequestFailed("aborted by the engine"))
         else:
-            self.pending.finish_reason = reason
-            self.pending.stop_token_id = detail.stop_token_id if detail else None
+            pending = self._pending()
+            pending.finish_reason = reason
+            pending.stop_token_id = detail.stop_token_id if detail else None
             self.is_over = True
             self.notify()
 
@@ -152,7 +172,7 @@ class RequestStream:
         give_up: Callable[[Sequence[OpenRequest]], None],
         with_news: dict[RequestStream, None],
     ) -> None:
-        """A stream with news puts itself into `with_news`; whoever owns that calls `wake` soon."""
+        """A stream with news puts itself into `with_news`; whoever owns that calls its `on_news` soon."""
         self._requests = requests
         self._give_up = give_up
         self._streams_with_news = with_news
@@ -184,13 +204,23 @@ class RequestStream:
             return None
         index = next(iter(self._with_news))
         request = self._requests[index]
-        if request.error is not None and not request.pending.token_ids:
+        if request.error is not None and not request.has_new_tokens:
             raise request.error
         if request.error is None:
             del self._with_news[index]
             if request.is_over:
                 self._num_open -= 1
         return index, request.take()
+
+    def take_token_ids(self) -> tuple[int, list[int]] | None:
+        """Like `take`, but None also where the next news are more than tokens."""
+        for index in self._with_news:
+            request = self._requests[index]
+            if not request.has_tokens_alone:
+                break
+            del self._with_news[index]
+            return index, request.take_token_ids()
+        return None
 
     async def wait_for_news(self, timeout_s: float) -> None:
         """Returns when something can be read, or after the timeout; raises a failure that came before any token."""
@@ -217,11 +247,6 @@ class RequestStream:
     def close(self) -> None:
         """Gives up every request that is not over."""
         self._give_up(self._requests)
-
-    def wake(self) -> None:
-        """Tells the reader that there are news."""
-        if self.on_news is not None:
-            self.on_news()
 
     async def wait(self) -> None:
         """Returns at the next news."""
