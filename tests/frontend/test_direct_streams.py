@@ -88,7 +88,7 @@ async def test_tokens_go_past_asgi(frontend: Frontend, monkeypatch: pytest.Monke
 
 
 async def test_a_client_that_has_fallen_behind_gets_tokens_joined(frontend: Frontend) -> None:
-    num_messages, size = 1500, 2000
+    num_messages, size = 1500, 10_000
 
     def flood(engine: FakeEngine, identity: bytes, submit: Submit) -> None:
         for index in range(num_messages):
