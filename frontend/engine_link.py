@@ -164,6 +164,7 @@ class EngineLink:
                     self._dispatch(message)
                     message = socket.receive_waiting() if num_taken < MAX_MESSAGES_AT_ONCE else None
                 self._user.on_messages_taken()
+                await asyncio.sleep(0)  # receiving does not wait while messages do, and what was written must go out
             except ProtocolError as error:
                 _log.error("the engine sent something unreadable: %s", error)
                 self._user.on_lost("the engine sent something unreadable")
