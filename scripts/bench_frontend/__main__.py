@@ -89,13 +89,22 @@ def measure(kind: str, arguments: argparse.Namespace) -> Round:
         before, started_s = [_cpu_s(process) for process in processes], time.perf_counter()
         _expect(stand_in, "end")
         wall_s = time.perf_counter() - started_s
-        shares = [(_cpu_s(process) - cpu_s) / wall_s for process, cpu_s in zip(processes, before, strict=True)]
+        cpu = [(_cpu_s(process) - cpu_s) / wall_s for process, cpu_s in zip(processes, before, strict=True)]
         rss_streaming_mb = _rss_mb(frontend)
         said, read = _result(stand_in), _result(sink)
         if read["digests"] != [[digest] for digest in said["digests"]]:
             raise SystemExit(f"{kind}: the texts are wrong")
         tokens_per_event = said["num_tokens"] / read["num_events"]
-        return Round(said["tokens_per_s"], tokens_per_event, *shares, rss_start_mb, rss_streaming_mb, said["num_stalls"])
+        return Round(
+            tokens_per_s=said["tokens_per_s"],
+            tokens_per_event=tokens_per_event,
+            frontend_cpu=cpu[0],
+            stand_in_cpu=cpu[1],
+            sink_cpu=cpu[2],
+            rss_start_mb=rss_start_mb,
+            rss_streaming_mb=rss_streaming_mb,
+            num_stalls=said["num_stalls"],
+        )
 
 
 def table(rounds: dict[str, list[Round]]) -> str:

@@ -75,7 +75,8 @@ def _request(group: int) -> bytes:
 
 
 def _dechunked(body: bytes) -> bytes:
-    parts, place = [], 0
+    parts: list[bytes] = []
+    place = 0
     while True:
         line_end = body.index(b"\r\n", place)
         size = int(body[place:line_end], 16)

@@ -94,10 +94,9 @@ def test_whole_characters_are_looked_up_and_parts_of_them_read() -> None:
     assert detokenizer.push_escaped(a) is None  # the beginning of a text may read differently
     detokenizer.push(a)
     assert detokenizer.push_escaped(a + a) == b"aa"
-    if len(euro) > 1:
-        assert detokenizer.push_escaped(euro[:1]) is None
-        assert detokenizer.push(euro[:1]).text == ""
-        assert detokenizer.push_escaped(a) is None
+    assert detokenizer.push_escaped(euro[:1]) is None
+    assert detokenizer.push(euro[:1]).text == ""
+    assert detokenizer.push_escaped(a) is None
     assert escape('"\n€') == b'\\"\\n' + "€".encode()
 
 

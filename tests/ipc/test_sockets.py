@@ -75,7 +75,7 @@ async def test_messages_that_wait_can_be_taken_without_waiting(
         for nonce in range(5):
             engine.send(b"a", Stats(nonce=nonce, metrics=()))
         assert await asyncio.wait_for(frontend.receive(), 5) == Stats(nonce=0, metrics=()), turn
-        taken = []
+        taken: list[object] = []
         async with asyncio.timeout(5):
             while len(taken) < 4:
                 if (message := frontend.receive_waiting()) is None:
