@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .direct_writer import direct_writer
 from .errors import ApiError, ClientGone, InternalError, to_api_error
-from .generation import ChoiceDelta, Generation
+from .event_source import EventSource
+from .generation import Generation
 from .openai_types import GenerationFields, StreamOptions
 from .service import Service
-from .sse import DONE, StreamResponse, event
+from .shape import Shape
+from .sse import StreamResponse, event
 
 ADMISSION_WAIT_S = 0.5
 """A stream's headers wait this long for the first token, so that a refusal still gets its own HTTP status."""
@@ -23,22 +26,6 @@ _CUT_GRACE_S = 5.0
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-
-class Shape(Protocol):
-    """An endpoint's JSON. One object serves one request."""
-
-    def head(self, *, streamed: bool) -> dict[str, Any]:
-        """id, object, created and model, the same in every chunk."""
-
-    def chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """The `choices` entries of the chunks that this delta makes."""
-
-    def add(self, delta: ChoiceDelta) -> None:
-        """Keeps a delta for `choices`."""
-
-    def choices(self) -> list[dict[str, Any]]:
-        """The whole answer's `choices`."""
 
 
 async def answer(
@@ -52,8 +39,14 @@ async def answer(
     except BaseException:
         generation.close()
         raise
+    source = EventSource(
+        generation,
+        shape,
+        fields.stream_options or StreamOptions(),
+        lambda error: event(_error_for_client(error, request).body()),
+    )
     return StreamResponse(
-        _events(generation, shape, fields.stream_options or StreamOptions(), request),
+        source.chunks(direct_writer(request.scope)),
         close=generation.close,
         grace_s=service.config.shutdown_timeout_s + _CUT_GRACE_S,
     )
@@ -85,24 +78,6 @@ async def _whole(generation: Generation, shape: Shape) -> dict[str, Any]:
     finally:
         generation.close()
     return {**shape.head(streamed=False), "choices": shape.choices(), "usage": generation.usage()}
-
-
-async def _events(generation: Generation, shape: Shape, options: StreamOptions, request: Request) -> AsyncIterator[bytes]:
-    head = shape.head(streamed=True)
-    try:
-        async for delta in generation.deltas():
-            for choice in shape.chunks(delta):
-                chunk = {**head, "choices": [choice]}
-                if options.continuous_usage_stats:
-                    chunk["usage"] = generation.usage_of(delta.index)
-                yield event(chunk)
-        if options.include_usage:
-            yield event({**head, "choices": [], "usage": generation.usage()})
-        yield DONE
-    except Exception as error:
-        yield event(_error_for_client(error, request).body())
-    finally:
-        generation.close()
 
 
 def _error_for_client(error: Exception, request: Request) -> ApiError:

@@ -81,6 +81,7 @@ class ChatShape:
         self._with_logprobs = bool(body.logprobs)
         self._num_top = body.top_logprobs or 0
         self._with_token_ids = bool(body.return_token_ids)
+        self.is_text_alone = not (self._with_logprobs or self._with_token_ids)
         self._begun: set[int] = set()
         self._whole: dict[int, list[ChoiceDelta]] = {index: [] for index in range(body.n or 1)}
 

@@ -77,6 +77,7 @@ class CompletionShape:
         self._model = model
         self._body = body
         self._prompts = prompts
+        self.is_text_alone = body.logprobs is None and not body.return_token_ids
         self._echoed: set[int] = set()
         self._num_choices = len(prompts) * (body.n or 1)
         self._logprobs = [CompletionLogprobs(model.tokenizer, body.logprobs or 0) for _ in range(self._num_choices)]

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .escaped_pieces import EscapedPieces
 from .stop_strings import StopMatcher
 from .tokenizer import PieceReader, Tokenizer
 
@@ -44,8 +45,12 @@ class Detokenizer:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        escaped_pieces: EscapedPieces | None = None,
     ) -> None:
-        """`include_stop` keeps the stop string in the text; stop strings within the first `min_tokens` tokens do not count."""
+        """`include_stop` keeps the stop string in the text; stop strings within the first `min_tokens` tokens do not count.
+
+        `escaped_pieces` is the tokenizer's, for the same `skip_special_tokens`; without them `push_escaped` does nothing.
+        """
         self._include_stop = include_stop
         self._matcher = StopMatcher(stop) if stop else None
         self._num_unmatched_tokens = min_tokens
@@ -53,14 +58,28 @@ class Detokenizer:
         tail = _last_bytes(tokenizer, prompt_token_ids, skip_special_tokens)
         self._utf8.decode(tail)
         self._pieces = PieceReader(tokenizer, skip_special_tokens=skip_special_tokens, at_start=not tail)
+        self._escaped_pieces = None if stop else escaped_pieces
+        self._is_between_characters = False  # known after the first push
         self._held: deque[str] = deque()  # the end of the text, where a stop string may have begun
         self._num_held_chars = 0
         self._stop_string: str | None = None
 
+    def push_escaped(self, token_ids: Sequence[int]) -> bytes | None:
+        """What `push` would yield, escaped for JSON, where a look at a table will do; None: nothing was done, `push` them."""
+        pieces = self._escaped_pieces
+        if pieces is None or not self._is_between_characters:
+            return None
+        if len(token_ids) == 1:
+            return pieces[token_ids[0]]
+        escaped = [piece for token_id in token_ids if (piece := pieces[token_id]) is not None]
+        return b"".join(escaped) if len(escaped) == len(token_ids) else None
+
     def push(self, token_ids: Sequence[int]) -> TextDelta:
         """The text that is certain after these tokens. After a stop string was found nothing is used any more."""
         if self._matcher is None:
-            return TextDelta(self._utf8.decode(b"".join(map(self._pieces.read, token_ids))), len(token_ids), None)
+            text = self._utf8.decode(b"".join(map(self._pieces.read, token_ids)))
+            self._is_between_characters = not (self._pieces.is_at_start or self._utf8.getstate()[0])
+            return TextDelta(text, len(token_ids), None)
         if self._has_stopped():
             return TextDelta(text="", num_tokens_used=0, stop_string=self._stop_string)
         text = ""

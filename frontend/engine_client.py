@@ -44,6 +44,7 @@ class EngineClient:
         self._load = on_ready
         self._open: dict[int, OpenRequest] = {}
         self._to_abort: dict[int, None] = {}
+        self._streams_with_news: dict[RequestStream, None] = {}
         self._request_ids = itertools.count(1)
         self._nonces = itertools.count(1)
         self._stats_waiters: dict[int, asyncio.Future[messages.Stats]] = {}
@@ -81,7 +82,7 @@ class EngineClient:
         if self._link.stall_s > (SILENCE_LIMIT_S if facts.device == "cpu" else LEASE_TIMEOUT_S):
             raise EngineUnavailable("the engine does not answer")
         opened = [OpenRequest(next(self._request_ids), new) for new in requests]
-        stream = RequestStream(opened, self._give_up)
+        stream = RequestStream(opened, self._give_up, self._streams_with_news)
         try:
             for request in opened:
                 self._open[request.request_id] = request
@@ -125,6 +126,7 @@ class EngineClient:
             request.fail(EngineUnavailable(reason))
         self._to_abort.update(dict.fromkeys(self._open))
         self._open.clear()
+        self.on_messages_taken()
 
     def on_message(self, message: messages.Outputs | messages.Rejected | messages.Stats) -> None:
         """LinkUser: hands on to whom it concerns."""
@@ -139,6 +141,14 @@ class EngineClient:
             if waiter is not None and not waiter.done():
                 waiter.set_result(message)
 
+    def on_messages_taken(self) -> None:
+        """LinkUser: wakes the readers, each once for all messages."""
+        streams = list(self._streams_with_news)
+        self._streams_with_news.clear()
+        for stream in streams:
+            if stream.on_news is not None:
+                stream.on_news()
+
     def _take_outputs(self, outputs: messages.Outputs) -> None:
         request_ids, positions, counts, token_ids = (
             int32s(data) for data in (outputs.request_ids, outputs.positions, outputs.counts, outputs.token_ids)
@@ -148,7 +158,7 @@ class EngineClient:
         for request_id, position, count, finish in zip(request_ids, positions, counts, outputs.finish_reasons, strict=True):
             request = self._open.get(request_id)
             if request is not None:
-                request.extend(position, token_ids[start : start + count], finish, details.get(request_id))
+                request.extend(position, token_ids[start : start + count], finish, details.get(request_id) if details else None)
                 if request.is_over:
                     self._end(request)
             start += count

@@ -26,6 +26,8 @@ from ..ipc.sockets import FrontendSocket, SlowPeer
 SILENCE_LIMIT_S = 30.0
 """An engine that says nothing for this long is given up, whatever it may be computing."""
 
+MAX_MESSAGES_AT_ONCE = 16
+"""A frontend that has fallen behind takes as many messages before it writes: their tokens become one event."""
 _GOODBYE_S = 0.05
 _GREETING_TRIES = 20
 _GREETING_PAUSE_S = 0.02
@@ -44,6 +46,9 @@ class LinkUser(Protocol):
 
     def on_message(self, message: messages.Outputs | messages.Rejected | messages.Stats) -> None:
         """Something from the connected engine."""
+
+    def on_messages_taken(self) -> None:
+        """No further message waits, or many were taken already."""
 
     def on_lost(self, reason: str) -> None:
         """Whatever the engine still owed will not come."""
@@ -151,9 +156,15 @@ class EngineLink:
     async def _receive(self, socket: FrontendSocket) -> None:
         while True:
             try:
-                message = await socket.receive()
-                self._last_heard_s = self._loop.time()
-                self._dispatch(message)
+                message: messages.ToFrontend | messages.ToEngine | None = await socket.receive()
+                num_taken = 0
+                while message is not None:
+                    num_taken += 1
+                    self._last_heard_s = self._loop.time()
+                    self._dispatch(message)
+                    message = socket.receive_waiting() if num_taken < MAX_MESSAGES_AT_ONCE else None
+                self._user.on_messages_taken()
+                await asyncio.sleep(0)  # receiving does not wait while messages do, and what was written must go out
             except ProtocolError as error:
                 _log.error("the engine sent something unreadable: %s", error)
                 self._user.on_lost("the engine sent something unreadable")

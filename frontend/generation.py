@@ -14,7 +14,6 @@ from .open_requests import Delta, LogprobRow, NewRequest, RequestStream
 from .openai_types import GenerationFields
 from .sampling import choice_seeds
 from .served_model import ServedModel
-from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +77,14 @@ class Generation:
                         cache_salt=fields.cache_salt or "",
                     )
                 )
-                choices.append(Choice(prompt, _detokenizer(model.tokenizer, fields, prompt)))
+                choices.append(Choice(prompt, _detokenizer(model, fields, prompt)))
         stream = await client.submit(requests, model.facts)
         return cls(stream, choices, num_per_prompt, fields.include_stop_str_in_output, prompts)
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:
         """What arrives, until every choice is finished. Raises what a request failed with."""
         async for index, delta in self.stream:
-            yield self._read(index, delta)
+            yield self.read(index, delta)
 
     def close(self) -> None:
         """Aborts what still runs."""
@@ -102,7 +101,16 @@ class Generation:
         choice = self.choices[index]
         return _usage(len(choice.prompt.token_ids), choice.num_tokens, choice.num_cached_tokens)
 
-    def _read(self, index: int, delta: Delta) -> ChoiceDelta:
+    def read_escaped(self, index: int, token_ids: list[int]) -> bytes | None:
+        """The text of tokens that came alone, escaped for JSON, if a look-up will do; None: nothing was done, `read` them."""
+        choice = self.choices[index]
+        escaped = choice.detokenizer.push_escaped(token_ids)
+        if escaped is not None:
+            choice.num_tokens += len(token_ids)
+        return escaped
+
+    def read(self, index: int, delta: Delta) -> ChoiceDelta:
+        """The delta as text."""
         choice = self.choices[index]
         choice.num_cached_tokens = delta.num_cached_tokens or choice.num_cached_tokens
         stopped_by_token = delta.finish_reason is FinishReason.STOP
@@ -123,14 +131,15 @@ class Generation:
         return news
 
 
-def _detokenizer(tokenizer: Tokenizer, fields: GenerationFields, prompt: Prompt) -> Detokenizer:
+def _detokenizer(model: ServedModel, fields: GenerationFields, prompt: Prompt) -> Detokenizer:
     return Detokenizer(
-        tokenizer,
+        model.tokenizer,
         prompt.token_ids,
         stop=fields.stop or (),
         include_stop=fields.include_stop_str_in_output,
         skip_special_tokens=fields.skip_special_tokens,
         min_tokens=fields.min_tokens or 0,
+        escaped_pieces=model.escaped_pieces[fields.skip_special_tokens],
     )
 
 

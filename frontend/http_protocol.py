@@ -1,10 +1,15 @@
-"""uvicorn's HTTP protocol with bounds on a request's head, which httptools lets grow, and dawdle, without end."""
+"""uvicorn's HTTP protocol with bounds on a request's head, which httptools lets grow, and dawdle, without end.
+
+It offers applications a `DirectWriter`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .direct_writer import offer_direct_writer
 
 MAX_HEAD_BYTES = 64 << 10
 HEAD_TIMEOUT_S = 30.0
@@ -49,6 +54,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_timer()
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            offer_direct_writer(self.cycle)
 
     def _start_timer(self) -> None:
         if self._head_timer is None:

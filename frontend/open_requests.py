@@ -73,7 +73,8 @@ class OpenRequest:
         self.request_id = request_id
         self.new = new
         self.output_token_ids: list[int] = []
-        self.pending = Delta()
+        self._num_taken = 0
+        self._more: Delta | None = None
         self.error: Exception | None = None
         self.is_over = False
         """Nothing more will come, or it is not wanted."""
@@ -82,6 +83,10 @@ class OpenRequest:
     def extend(self, position: int, token_ids: Sequence[int], finish: int, detail: Detail | None) -> None:
         """Takes one entry of Outputs. Repeated tokens are skipped; a gap fails the request."""
         num_known = len(self.output_token_ids)
+        if position == num_known and token_ids and not finish and detail is None:
+            self.output_token_ids.extend(token_ids)
+            self.notify()
+            return
         if position > num_known:
             self.fail(RequestFailed(f"lost the tokens {num_known} to {position - 1}"))
             return
@@ -90,7 +95,6 @@ class OpenRequest:
         num_repeated = num_known - position
         new_token_ids = token_ids[num_repeated:]
         self.output_token_ids.extend(new_token_ids)
-        self.pending.token_ids.extend(new_token_ids)
         if detail is not None:
             self._take_detail(detail, num_repeated)
         if finish:
@@ -105,13 +109,35 @@ class OpenRequest:
             self.is_over = True
             self.notify()
 
+    @property
+    def has_new_tokens(self) -> bool:
+        """Some were not taken yet."""
+        return self._num_taken < len(self.output_token_ids)
+
+    @property
+    def has_tokens_alone(self) -> bool:
+        """What is new is tokens and nothing else."""
+        return self._more is None and not self.is_over
+
     def take(self) -> Delta:
-        """What is new since the last call."""
-        delta, self.pending = self.pending, Delta()
+        """What is new since the last take."""
+        delta, self._more = self._more or Delta(), None
+        delta.token_ids = self.take_token_ids()
         return delta
 
+    def take_token_ids(self) -> list[int]:
+        """What is new since the last take, where that is tokens alone."""
+        token_ids = self.output_token_ids[self._num_taken :]
+        self._num_taken += len(token_ids)
+        return token_ids
+
+    def _pending(self) -> Delta:
+        if self._more is None:
+            self._more = Delta()
+        return self._more
+
     def _take_detail(self, detail: Detail, num_repeated: int) -> None:
-        pending = self.pending
+        pending = self._pending()
         if detail.num_cached_tokens is not None:
             pending.num_cached_tokens = detail.num_cached_tokens
         if detail.logprobs is not None:
@@ -125,25 +151,35 @@ class OpenRequest:
         elif reason is FinishReason.ABORT:
             self.fail(RequestFailed("aborted by the engine"))
         else:
-            self.pending.finish_reason = reason
-            self.pending.stop_token_id = detail.stop_token_id if detail else None
+            pending = self._pending()
+            pending.finish_reason = reason
+            pending.stop_token_id = detail.stop_token_id if detail else None
             self.is_over = True
             self.notify()
 
 
 class RequestStream:
-    """The answers to one or several requests that are read together: `async for index, delta in stream`.
+    """The answers to one or several requests that are read together: `async for index, delta in stream`, or `take` after
+    every `on_news`.
 
     Ends when all requests have; raises what any of them failed with. `close` must be called in any case: it gives up
     what is not over yet.
     """
 
-    def __init__(self, requests: Sequence[OpenRequest], give_up: Callable[[Sequence[OpenRequest]], None]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[OpenRequest],
+        give_up: Callable[[Sequence[OpenRequest]], None],
+        with_news: dict[RequestStream, None],
+    ) -> None:
+        """A stream with news puts itself into `with_news`; whoever owns that calls its `on_news` soon."""
         self._requests = requests
         self._give_up = give_up
+        self._streams_with_news = with_news
+        self.on_news: Callable[[], None] | None = None
+        """Called when something can be read that could not be before."""
         self._with_news: dict[int, None] = {}
         self._num_open = len(requests)
-        self._waiter: asyncio.Future[None] | None = None
         for index, request in enumerate(requests):
             request.notify = partial(self._on_news, index)
 
@@ -151,13 +187,24 @@ class RequestStream:
         return self
 
     async def __anext__(self) -> tuple[int, Delta]:
-        while not self._with_news:
-            if self._num_open == 0:
+        while (news := self.take()) is None:
+            if self.is_over:
                 raise StopAsyncIteration
-            await self._wait()
+            await self.wait()
+        return news
+
+    @property
+    def is_over(self) -> bool:
+        """Everything was read."""
+        return self._num_open == 0
+
+    def take(self) -> tuple[int, Delta] | None:
+        """What is new of one of the requests, None if there is nothing; raises what the request failed with."""
+        if not self._with_news:
+            return None
         index = next(iter(self._with_news))
         request = self._requests[index]
-        if request.error is not None and not request.pending.token_ids:
+        if request.error is not None and not request.has_new_tokens:
             raise request.error
         if request.error is None:
             del self._with_news[index]
@@ -165,12 +212,22 @@ class RequestStream:
                 self._num_open -= 1
         return index, request.take()
 
+    def take_token_ids(self) -> tuple[int, list[int]] | None:
+        """Like `take`, but None also where the next news are more than tokens."""
+        for index in self._with_news:
+            request = self._requests[index]
+            if not request.has_tokens_alone:
+                break
+            del self._with_news[index]
+            return index, request.take_token_ids()
+        return None
+
     async def wait_for_news(self, timeout_s: float) -> None:
         """Returns when something can be read, or after the timeout; raises a failure that came before any token."""
         if not self._with_news:
             try:
                 async with asyncio.timeout(timeout_s):
-                    await self._wait()
+                    await self.wait()
             except TimeoutError:
                 return
         for index in self._with_news:
@@ -191,17 +248,18 @@ class RequestStream:
         """Gives up every request that is not over."""
         self._give_up(self._requests)
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    async def wait(self) -> None:
+        """Returns at the next news."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.on_news = lambda: None if waiter.done() else waiter.set_result(None)
         try:
-            await self._waiter
+            await waiter
         finally:
-            self._waiter = None
+            self.on_news = None
 
     def _on_news(self, index: int) -> None:
         self._with_news[index] = None
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._streams_with_news[self] = None
 
 
 def int32s(data: bytes) -> list[int]:

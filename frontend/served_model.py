@@ -7,7 +7,7 @@ hold up nobody else's tokens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from ..ipc.messages import Ready
 from .chat_template import ChatTemplate, TemplateError
 from .errors import BadRequest, ContextTooLong, ModelNotFound
+from .escaped_pieces import EscapedPieces
 from .token_pieces import TextError
 from .tokenizer import Tokenizer
 
@@ -31,6 +32,8 @@ class ServedModel:
     template: ChatTemplate | None
     longest_token_chars: int
     """No token stands for more characters: a bound on how few tokens a text can have."""
+    escaped_pieces: Mapping[bool, EscapedPieces]
+    """For texts with (False) and without (True) special tokens."""
 
     @classmethod
     def load(cls, facts: Ready) -> ServedModel:
@@ -38,7 +41,8 @@ class ServedModel:
         path = Path(facts.model_dir)
         tokenizer = Tokenizer.from_dir(path)
         longest = max((len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)), default=1)
-        return cls(facts, tokenizer, ChatTemplate.from_dir(path), max(longest, 1))
+        pieces = {skip: EscapedPieces(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
+        return cls(facts, tokenizer, ChatTemplate.from_dir(path), max(longest, 1), pieces)
 
     @property
     def name(self) -> str:

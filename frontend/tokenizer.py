@@ -118,15 +118,16 @@ class PieceReader:
         """`at_start`: nothing of the text came before."""
         self._tokenizer = tokenizer
         self._skipped_ids = tokenizer.special_token_ids if skip_special_tokens else frozenset()
-        self._at_start = at_start
+        self.is_at_start = at_start
+        """Nothing of the text was read yet, and nothing came before."""
 
     def read(self, token_id: int) -> bytes:
         """What this token adds; nothing if it is skipped or unknown."""
         if token_id in self._skipped_ids:
             return b""
         data = self._tokenizer.token_bytes(token_id)
-        if self._at_start and data:
-            self._at_start = False
+        if self.is_at_start and data:
+            self.is_at_start = False
             return self._tokenizer.first_token_bytes(token_id)
         return data
 

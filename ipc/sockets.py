@@ -107,6 +107,7 @@ class FrontendSocket:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.connect(_address(socket_dir, pair))
+        self._waiting: zmq.Socket[bytes] = zmq.Socket.shadow(self.socket)
 
     async def send(self, message: messages.ToEngine) -> None:
         """Sends without waiting for room; raises SlowPeer when the engine is away or its queue is full."""
@@ -118,6 +119,13 @@ class FrontendSocket:
     async def receive(self) -> messages.ToEngine | messages.ToFrontend:
         """The next message; raises ProtocolError for one that is none of ours."""
         return decode(await self.socket.recv())
+
+    def receive_waiting(self) -> messages.ToEngine | messages.ToFrontend | None:
+        """The next message if it is there already; raises ProtocolError for one that is none of ours."""
+        try:
+            return decode(self._waiting.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return None
 
     def close(self) -> None:
         self.socket.close(0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.frontend.detokenizer import Detokenizer
+from penstock.frontend.escaped_pieces import EscapedPieces, escape
 from penstock.frontend.tokenizer import Tokenizer
 from tests.tokenizers_for_tests import byte_fallback_tokenizer, byte_level_tokenizer
 
@@ -62,6 +63,41 @@ def test_pushing_several_tokens_at_once_makes_no_difference(tokenizer: Tokenizer
     borders = sorted({0, len(output), *(cut for cut in cuts if cut < len(output))})
     pushes = [output[start:end] for start, end in itertools.pairwise(borders)]
     assert "".join(detokenizer.push(push).text for push in pushes) + detokenizer.finish() == tokenizer.decode(output)
+
+
+@given(
+    tokenizer=BOTH,
+    prompt=RAW_IDS,
+    pushes=st.lists(st.lists(st.integers(0, 405), min_size=1, max_size=3), max_size=16),
+    skip=st.booleans(),
+    stops=STOPS,
+)
+@settings(max_examples=600, deadline=None)
+def test_looking_tokens_up_yields_what_reading_them_does(
+    tokenizer: Tokenizer, prompt: list[int], pushes: list[list[int]], skip: bool, stops: list[str]
+) -> None:
+    pieces = EscapedPieces(tokenizer, skip_special_tokens=skip)
+    fast = Detokenizer(tokenizer, prompt, stop=stops, skip_special_tokens=skip, escaped_pieces=pieces)
+    slow = Detokenizer(tokenizer, prompt, stop=stops, skip_special_tokens=skip)
+    for token_ids in pushes:
+        escaped = fast.push_escaped(token_ids)
+        if escaped is None:
+            escaped = escape(fast.push(token_ids).text)
+        assert escaped == escape(slow.push(token_ids).text)
+    assert fast.finish() == slow.finish()
+
+
+def test_whole_characters_are_looked_up_and_parts_of_them_read() -> None:
+    pieces = EscapedPieces(BYTE_LEVEL, skip_special_tokens=True)
+    detokenizer = Detokenizer(BYTE_LEVEL, [], escaped_pieces=pieces)
+    a, euro = ids_of(BYTE_LEVEL, "a"), ids_of(BYTE_LEVEL, "€")
+    assert detokenizer.push_escaped(a) is None  # the beginning of a text may read differently
+    detokenizer.push(a)
+    assert detokenizer.push_escaped(a + a) == b"aa"
+    assert detokenizer.push_escaped(euro[:1]) is None
+    assert detokenizer.push(euro[:1]).text == ""
+    assert detokenizer.push_escaped(a) is None
+    assert escape('"\n€') == b'\\"\\n' + "€".encode()
 
 
 @given(tokenizer=BOTH, text=st.text(alphabet="a€😀é\ufffd", max_size=12))

@@ -64,6 +64,29 @@ async def say_hello(frontend: FrontendSocket) -> None:
                 await asyncio.sleep(0.001)
 
 
+async def test_messages_that_wait_can_be_taken_without_waiting(
+    engine: EngineSocket, socket_dir: Path, context: zmq.asyncio.Context
+) -> None:
+    frontend = FrontendSocket(context, socket_dir, "data", b"a")
+    await say_hello(frontend)
+    await receive(engine)
+    assert frontend.receive_waiting() is None
+    for turn in range(3):
+        for nonce in range(5):
+            engine.send(b"a", Stats(nonce=nonce, metrics=()))
+        assert await asyncio.wait_for(frontend.receive(), 5) == Stats(nonce=0, metrics=()), turn
+        taken: list[object] = []
+        async with asyncio.timeout(5):
+            while len(taken) < 4:
+                if (message := frontend.receive_waiting()) is None:
+                    await asyncio.sleep(0.001)
+                else:
+                    taken.append(message)
+        assert taken == [Stats(nonce=nonce, metrics=()) for nonce in range(1, 5)]
+        assert frontend.receive_waiting() is None
+    frontend.close()
+
+
 async def test_messages_go_both_ways(engine: EngineSocket, socket_dir: Path, context: zmq.asyncio.Context) -> None:
     frontend = FrontendSocket(context, socket_dir, "data", b"a")
     await say_hello(frontend)
