@@ -179,9 +179,11 @@ def _build_runner(
 
     device = torch.device(device_name)
     dtype: torch.dtype = getattr(torch, dtype_name)
-    # Threads of one operation wait for each other: one that shares its core with a frontend slows all of them down many times.
-    num_cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
+    if config.socket_dir is not None:
+        # Frontends share the machine. Threads of one operation wait for each other: one that shares its core with a frontend
+        # slows all of them down many times.
+        num_cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
     with torch.inference_mode():
         model = build_model(model_config, device=device, dtype=dtype, max_model_len=max_model_len)
         if config.load_format == "dummy":

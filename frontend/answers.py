@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .direct_writer import direct_writer
-from .errors import ApiError, ClientGone, InternalError, to_api_error
+from .errors import ApiError, BadRequest, ClientGone, InternalError, to_api_error
 from .event_source import EventSource
 from .generation import Generation
 from .openai_types import GenerationFields, StreamOptions
+from .served_model import ServedModel
 from .service import Service
 from .shape import Shape
 from .sse import StreamResponse, event
@@ -26,6 +27,16 @@ _CUT_GRACE_S = 5.0
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+def model_for(fields: GenerationFields, service: Service) -> ServedModel:
+    """The model asked for, once what both endpoints refuse is refused. Raises Unavailable, ModelNotFound, BadRequest."""
+    model = service.ready_model()
+    model.check_name(fields.model)
+    service.undeclared_fields.check(fields.model_extra)
+    if fields.stream_options is not None and not fields.stream:
+        raise BadRequest("stream_options is only allowed when stream is true.", "stream_options")
+    return model
 
 
 async def answer(

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from .answers import answer
+from .answers import answer, model_for
 from .chat_types import ChatRequest, TemplateFields
 from .errors import BadRequest
 from .generation import ChoiceDelta, Generation, Prompt
@@ -26,9 +26,8 @@ def chat_router(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", summary="Answer a conversation")
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-        model = service.ready_model()
-        model.check_name(body.model)
-        _check(body, service)
+        model = model_for(body, service)
+        _check(body)
         prompt = await _prompt(body, model)
         shape = ChatShape(body, model)
         generation = await Generation.start(service.client, model, body, [prompt])
@@ -37,10 +36,7 @@ def chat_router(service: Service) -> APIRouter:
     return router
 
 
-def _check(body: ChatRequest, service: Service) -> None:
-    service.undeclared_fields.check(body.model_extra)
-    if body.stream_options is not None and not body.stream:
-        raise BadRequest("stream_options is only allowed when stream is true.", "stream_options")
+def _check(body: ChatRequest) -> None:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs is only allowed when logprobs is true.", "top_logprobs")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from .answers import answer
+from .answers import answer, model_for
 from .completion_types import CompletionRequest
 from .errors import BadRequest
 from .generation import ChoiceDelta, Generation, Prompt
@@ -29,9 +29,8 @@ def completions_router(service: Service) -> APIRouter:
 
     @router.post("/v1/completions", summary="Continue one or several prompts")
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
-        model = service.ready_model()
-        model.check_name(body.model)
-        _check(body, service)
+        model = model_for(body, service)
+        _check(body)
         prompts = await _prompts(body, model)
         shape = CompletionShape(body, model, prompts)
         generation = await Generation.start(service.client, model, body, prompts)
@@ -40,10 +39,7 @@ def completions_router(service: Service) -> APIRouter:
     return router
 
 
-def _check(body: CompletionRequest, service: Service) -> None:
-    service.undeclared_fields.check(body.model_extra)
-    if body.stream_options is not None and not body.stream:
-        raise BadRequest("stream_options is only allowed when stream is true.", "stream_options")
+def _check(body: CompletionRequest) -> None:
     if body.max_tokens == 0 and not body.echo:
         raise BadRequest("max_tokens must be at least 1 unless echo is true.", "max_tokens")
     num_choices = len(body.prompts()) * (body.n or 1)

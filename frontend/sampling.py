@@ -12,9 +12,6 @@ from .openai_types import GenerationFields
 from .seeds import SEED_LIMIT, child_seed
 from .served_model import ServedModel
 
-GREEDY_BELOW_TEMPERATURE = 1e-5
-"""Dividing logits by less overflows; the result is the greedy one anyway."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobsWanted:
@@ -61,12 +58,11 @@ def to_sampling(fields: GenerationFields, model: ServedModel, max_tokens: int, w
     if min_tokens > max_tokens:
         raise BadRequest(f"min_tokens is {min_tokens}, more than the {max_tokens} tokens the answer may have.", "min_tokens")
     defaults = model.facts.generation_defaults
-    temperature = _given(fields.temperature, defaults.get("temperature"), 1.0)
     top_k = int(_given(fields.top_k, defaults.get("top_k"), 0))
     return Sampling(
         seed=seed_of(fields),
         max_tokens=max_tokens,
-        temperature=temperature if temperature >= GREEDY_BELOW_TEMPERATURE else 0.0,
+        temperature=_given(fields.temperature, defaults.get("temperature"), 1.0),
         top_p=_given(fields.top_p, defaults.get("top_p"), 1.0),
         top_k=top_k if 0 < top_k < model.facts.vocab_size else 0,
         min_p=_given(fields.min_p, defaults.get("min_p"), 0.0),
@@ -92,10 +88,7 @@ def _given(*values: Any) -> Any:
 
 
 def _logit_bias(biases: dict[str, float], model: ServedModel) -> dict[int, float]:
-    try:
-        by_id = {int(key): float(value) for key, value in biases.items() if key.isascii() and len(key) <= 10}
-    except ValueError as error:
-        raise BadRequest("logit_bias: keys must be token ids", "logit_bias") from error
+    by_id = {int(key): float(value) for key, value in biases.items() if key.isascii() and key.isdecimal() and len(key) <= 10}
     if len(by_id) != len(biases):
         raise BadRequest("logit_bias: keys must be token ids, each once", "logit_bias")
     model.check_token_ids(list(by_id), "logit_bias")

@@ -30,8 +30,6 @@ class ServedModel:
     facts: Ready
     tokenizer: Tokenizer
     template: ChatTemplate | None
-    longest_token_chars: int
-    """No token stands for more characters: a bound on how few tokens a text can have."""
     escaped_pieces: Mapping[bool, EscapedPieces]
     """For texts with (False) and without (True) special tokens."""
 
@@ -40,9 +38,8 @@ class ServedModel:
         """Reads the files that Ready points to. Raises TextError, TemplateError, OSError."""
         path = Path(facts.model_dir)
         tokenizer = Tokenizer.from_dir(path)
-        longest = max((len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)), default=1)
         pieces = {skip: EscapedPieces(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
-        return cls(facts, tokenizer, ChatTemplate.from_dir(path), max(longest, 1), pieces)
+        return cls(facts, tokenizer, ChatTemplate.from_dir(path), pieces)
 
     @property
     def name(self) -> str:
@@ -58,7 +55,7 @@ class ServedModel:
         """The texts' ids. Raises BadRequest; ContextTooLong before tokenizing where a text's length alone shows it."""
         limit = self.facts.max_model_len
         for text in texts:
-            at_least = len(text) // self.longest_token_chars
+            at_least = len(text) // self.tokenizer.longest_token_chars
             if at_least > limit:
                 raise ContextTooLong(f"The model's context is {limit} tokens, but the prompt has at least {at_least}.", param)
 

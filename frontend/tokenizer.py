@@ -35,8 +35,11 @@ class Tokenizer:
         self.special_token_ids = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         )
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocab = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1
         """One more than the largest id with a meaning; the model's logits may be wider."""
+        self.longest_token_chars = max(map(len, vocab), default=1)
+        """No token stands for more characters: a bound on how few tokens a text can have."""
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = self._named_id("eos_token")
         self._prefix_ids, self._suffix_ids = self._missing_affixes(config)

@@ -60,7 +60,7 @@ class Sampling:
     max_tokens: int
     """Output tokens in all, those that came with the Submit included; >= 1, or 0 to only score the prompt."""
     temperature: float = 1.0
-    """>= 0; 0 is greedy."""
+    """>= 0; 0, and what is too small to divide logits by, is greedy."""
     top_p: float = 1.0
     """0 < top_p <= 1."""
     top_k: int = 0

@@ -11,7 +11,6 @@ from .frontend.seeds import SEED_LIMIT
 from .ipc.messages import Sampling
 
 MAX_LOGPROBS = 20
-_GREEDY_BELOW_TEMPERATURE = 1e-5
 
 
 @dataclass(kw_only=True)
@@ -91,7 +90,7 @@ class SamplingParams:
         return Sampling(
             seed=seed,
             max_tokens=max_tokens,
-            temperature=0.0 if self.temperature < _GREEDY_BELOW_TEMPERATURE else float(self.temperature),
+            temperature=float(self.temperature),
             top_p=float(self.top_p),
             top_k=max(self.top_k, 0),
             min_p=float(self.min_p),

@@ -75,6 +75,7 @@ async def test_a_hostile_body_is_a_400(frontend: Frontend, body: bytes, word: st
         ("stop_token_ids", ["1"]),
         ("logit_bias", {"300": 1}),
         ("logit_bias", {"x": 1}),
+        ("logit_bias", {"6_6": 1}),
         ("logit_bias", {"-1": 1}),
         ("logit_bias", {"1": 101}),
         ("logit_bias", {"1": True}),

@@ -120,10 +120,6 @@ def test_top_k_has_two_words_for_off(top_k: int) -> None:
     assert SamplingParams(top_k=top_k).to_sampling(seed=0, max_tokens=1).top_k == 0
 
 
-def test_a_temperature_too_small_to_divide_by_is_greedy() -> None:
-    assert SamplingParams(temperature=1e-7).to_sampling(seed=0, max_tokens=1).temperature == 0
-
-
 def test_fewer_tokens_than_min_tokens_may_be_left() -> None:
     assert SamplingParams(min_tokens=10).to_sampling(seed=0, max_tokens=3).min_tokens == 3
 
