@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes: kernels by share, and what the card idles. Called by `scripts.bench_engine --profile`."""
+"""Where the time of a decode step goes: kernels by share, and what the card idles. For `scripts.bench_engine --profile`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 if TYPE_CHECKING:
-    from .bench_engine import Bench
+    from scripts.bench_engine import Bench
 
 PROFILED_STEPS = 32
 NAME_WIDTH = 72
