@@ -106,7 +106,8 @@ def _rope_and_cache_kernel(  # type: ignore[no-untyped-def]
     kv_groups: tl.constexpr = (NUM_KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     i_token = (tl.program_id(0) // (q_groups + 2 * kv_groups)).to(tl.int64)
     i_group = tl.program_id(0) % (q_groups + 2 * kv_groups)
-    i_half = tl.arange(0, BLOCK_HALF)[None, :]
+    # Cosines, sines and weights are loaded once per head, from cache: no exchange between threads, so no barrier.
+    i_half = tl.broadcast_to(tl.arange(0, BLOCK_HALF)[None, :], (BLOCK_HEADS, BLOCK_HALF))
     in_half = i_half < HALF
 
     # The step's own tensors are complete before the embedding (see triton_launch): read ahead of the projection's end.

@@ -204,4 +204,5 @@ def test_they_compile_for_every_architecture() -> None:
     for launch in check_launches(launch_everything):
         assert ("griddepcontrol.wait" in launch.ptx) == (launch.arch >= 90), launch.kernel
         assert "global.v4" in launch.ptx, f"{launch.kernel} has no access of 16 bytes"
+        assert launch.shared_bytes == 0 or "_rms_norm" in launch.kernel, f"{launch.kernel} exchanges values between threads"
         assert launch.registers * launch.num_warps * 32 * 2 <= 65536, f"{launch.kernel} fits a multiprocessor only once"
