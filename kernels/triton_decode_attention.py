@@ -129,14 +129,13 @@ def _merge_parts(  # type: ignore[no-untyped-def]
         exists = i_row < num_tokens * GROUP
         b_tokens, b_heads = i_row // GROUP, i_head * GROUP + i_row % GROUP
         b_first = (first_partial + b_tokens) * num_heads + b_heads
-        b_places = b_first[:, None] + i_all[None, :] * (num_tokens * num_heads)
-        b_logs = tl.load(
-            partial_weights + b_places,
+        b_all_logs = tl.load(
+            partial_weights + b_first[:, None] + i_all[None, :] * (num_tokens * num_heads),
             mask=exists[:, None] & (i_all < num_parts)[None, :],
             other=float("-inf"),
             cache_modifier=".cg",
         )
-        b_top = tl.where(exists, tl.max(b_logs, 1), 0.0)
+        b_top = tl.where(exists, tl.max(b_all_logs, 1), 0.0)
         b_sum = tl.zeros((ROWS,), tl.float32)
         b_out = tl.zeros((ROWS, DIMS), tl.float32)
         for first_part in range(0, num_parts, PARTS):
@@ -222,8 +221,8 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
             EVICTION,
         )
         if num_parts == 1:
-            b_places = (first_token + b_tokens).to(tl.int64) * num_heads + b_heads
-            tl.store(out + b_places[:, None] * HEAD_DIM + i_dim[None, :], b_out.to(out.dtype.element_ty), mask=stored)
+            b_out_rows = (first_token + b_tokens).to(tl.int64) * num_heads + b_heads
+            tl.store(out + b_out_rows[:, None] * HEAD_DIM + i_dim[None, :], b_out.to(out.dtype.element_ty), mask=stored)
         else:
             b_places = (first_partial + part * num_tokens + b_tokens) * num_heads + b_heads
             tl.store(partial_out + b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
