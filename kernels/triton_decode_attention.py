@@ -119,42 +119,53 @@ def _merge_parts(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr,
     DIMS: tl.constexpr,
     ROWS: tl.constexpr,
-    ALL_PARTS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Puts together the parts of a query tile, ROWS pairs of token and head at a time."""
-    i_dim, i_part, i_all = tl.arange(0, DIMS), tl.arange(0, PARTS), tl.arange(0, ALL_PARTS)
+    """Puts together the parts of a query tile, ROWS pairs of token and head and PARTS parts at a time."""
+    i_dim, i_part = tl.arange(0, DIMS), tl.arange(0, PARTS)
     for first_row in range(0, num_tokens * GROUP, ROWS):
         i_row = first_row + tl.arange(0, ROWS)
         exists = i_row < num_tokens * GROUP
         b_tokens, b_heads = i_row // GROUP, i_head * GROUP + i_row % GROUP
-        b_first = (first_partial + b_tokens) * num_heads + b_heads
-        b_all_logs = tl.load(
-            partial_weights + b_first[:, None] + i_all[None, :] * (num_tokens * num_heads),
-            mask=exists[:, None] & (i_all < num_parts)[None, :],
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
-        b_top = tl.where(exists, tl.max(b_all_logs, 1), 0.0)
+        b_top = tl.full((ROWS,), float("-inf"), tl.float32)
         b_sum = tl.zeros((ROWS,), tl.float32)
         b_out = tl.zeros((ROWS, DIMS), tl.float32)
         for first_part in range(0, num_parts, PARTS):
             b_parts = first_part + i_part
-            b_places = b_first[:, None] + b_parts[None, :] * (num_tokens * num_heads)
+            b_places = (first_partial + b_parts[None, :] * num_tokens + b_tokens[:, None]) * num_heads + b_heads[:, None]
             readable = exists[:, None] & (b_parts < num_parts)[None, :]
-            b_logs = tl.load(partial_weights + b_places, mask=readable, other=float("-inf"), cache_modifier=".cg")
-            b_weights = tl.exp2(b_logs - b_top[:, None])
+            b_logs = tl.load(partial_weights + b_places, mask=readable, other=float("-inf"))
             b_values = tl.load(
                 partial_out + b_places.to(tl.int64)[:, :, None] * HEAD_DIM + i_dim[None, None, :],
                 mask=readable[:, :, None] & (i_dim < HEAD_DIM)[None, None, :],
                 other=0.0,
-                cache_modifier=".cg",
             )
-            b_sum += tl.sum(b_weights, 1)
-            b_out += tl.sum(b_weights[:, :, None] * b_values, 1)
+            b_new_top = tl.maximum(b_top, tl.max(b_logs, 1))
+            b_base = tl.where(b_new_top == float("-inf"), 0.0, b_new_top)
+            b_weights = tl.exp2(b_logs - b_base[:, None])
+            b_shrink = tl.exp2(b_top - b_base)
+            b_sum = b_sum * b_shrink + tl.sum(b_weights, 1)
+            b_out = b_out * b_shrink[:, None] + tl.sum(b_weights[:, :, None] * b_values, 1)
+            b_top = b_new_top
         b_out = b_out / tl.where(exists, b_sum, 1.0)[:, None]
         b_offsets = ((first_token + b_tokens).to(tl.int64) * num_heads + b_heads)[:, None] * HEAD_DIM + i_dim[None, :]
         tl.store(out + b_offsets, b_out.to(out.dtype.element_ty), mask=exists[:, None] & (i_dim < HEAD_DIM)[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _load_item(items, i_item):  # type: ignore[no-untyped-def]
+    """The fields of an item."""
+    fields = items + i_item * ITEM_FIELDS
+    return (
+        tl.load(fields),
+        tl.load(fields + 1),
+        tl.load(fields + 2),
+        tl.load(fields + 3),
+        tl.load(fields + 4),
+        tl.load(fields + 5),
+        tl.load(fields + 6),
+        tl.load(fields + 7),
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -168,6 +179,7 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     block_table,
     items,
     num_items,
+    max_items,
     arrivals,
     scale,
     q_stride,
@@ -181,19 +193,18 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     QUERY_ROWS: tl.constexpr,
     WINDOW: tl.constexpr,
     MERGED_ROWS: tl.constexpr,
-    ALL_PARTS: tl.constexpr,
     MERGED_PARTS: tl.constexpr,
     EVICTION: tl.constexpr,
 ):
     """Items of single rows. Program p takes items p, p + programs, ...; heads vary fastest, they lie side by side in a block."""
     i_row, i_dim = tl.arange(0, QUERY_ROWS), tl.arange(0, DIMS)
     num_heads = num_kv_heads * GROUP
+    # An item is read while the one before it is computed, and the first one before it is known whether there is any.
+    next_item = _load_item(items, tl.program_id(0) // num_kv_heads)
     for i_work in range(tl.program_id(0), tl.load(num_items) * num_kv_heads, tl.num_programs(0)):
-        fields = items + i_work // num_kv_heads * ITEM_FIELDS
+        slot, first_key, end_key, first_token, num_tokens, first_position, first_partial, packed_parts = next_item
+        next_item = _load_item(items, tl.minimum((i_work + tl.num_programs(0)) // num_kv_heads, max_items - 1))
         i_head = i_work % num_kv_heads
-        slot, first_key, end_key = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
-        first_token, num_tokens, first_position = tl.load(fields + 3), tl.load(fields + 4), tl.load(fields + 5)
-        first_partial, packed_parts = tl.load(fields + 6), tl.load(fields + 7)
         part, num_parts, num_splits = packed_parts & 0xFF, (packed_parts >> 8) & 0xFF, packed_parts >> 16
 
         exists = i_row < num_tokens * GROUP
@@ -246,7 +257,6 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
                     HEAD_DIM,
                     DIMS,
                     MERGED_ROWS,
-                    ALL_PARTS,
                     MERGED_PARTS,
                 )
 
@@ -365,6 +375,7 @@ def paged_decode_attention(
         batch.block_table,
         work.items,
         work.num_items,
+        work.items.shape[0],
         work.arrivals,
         scale_log2,
         q.stride(0),
@@ -378,7 +389,6 @@ def paged_decode_attention(
         QUERY_ROWS=query_rows(group),
         WINDOW=0 if window is None else window,
         MERGED_ROWS=min(4, triton.next_power_of_2(group)),
-        ALL_PARTS=triton.next_power_of_2(work.max_parts),
         MERGED_PARTS=8,
         EVICTION=tuning.eviction_policy,
         num_warps=tuning.num_warps,

@@ -186,7 +186,6 @@ def plan_attention(
         num_items=integers(1),
         arrivals=integers(max_partials, num_kv_heads),
         partial_starts=integers(num_rows if batch.shared is not None else 1),
-        max_parts=max_parts,
     )
     shared_lens, num_chunks = batch.context_lens, batch.context_lens
     if batch.shared is not None:
