@@ -23,6 +23,12 @@ it sums up until it sees something is multiplied by exp2(HIDDEN - score) = 0 the
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _block_ids(table, b_key, first_visible, end_visible, BLOCK_SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The block of each key; 0 outside [first_visible, end_visible), where the table may hold anything."""
+    return tl.load(table + b_key // BLOCK_SIZE, mask=(b_key >= first_visible) & (b_key < end_visible), other=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _attend(  # type: ignore[no-untyped-def]
     b_acc,
     b_sum,
@@ -59,6 +65,9 @@ def _attend(  # type: ignore[no-untyped-def]
     """
     o_key = tl.arange(0, BLOCK_N)
     o_dim = tl.arange(0, BLOCK_D)
+    if BLOCK_SIZE > 0:
+        # The block ids of a tile are read one tile ahead: without them its loads cannot begin.
+        b_next_block = _block_ids(table, first_key + o_key, first_visible, end_visible, BLOCK_SIZE)
     for start in tl.range(first_key, end_key, BLOCK_N):
         b_key = start + o_key
         if BLOCK_SIZE == 0 and not MASKED:
@@ -70,10 +79,8 @@ def _attend(  # type: ignore[no-untyped-def]
                 o_k = (first_row + b_key).to(tl.int64) * k_stride + i_head * HEAD_DIM
                 o_v = (first_row + b_key).to(tl.int64) * v_stride + i_head * HEAD_DIM
             else:
-                if MASKED:
-                    b_block = tl.load(table + b_key // BLOCK_SIZE, mask=b_readable, other=0)
-                else:
-                    b_block = tl.load(table + b_key // BLOCK_SIZE)
+                b_block = b_next_block
+                b_next_block = _block_ids(table, b_key + BLOCK_N, first_visible, end_visible, BLOCK_SIZE)
                 o_k = b_block.to(tl.int64) * (NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
                 o_k += (i_head * BLOCK_SIZE + b_key % BLOCK_SIZE) * HEAD_DIM
                 o_v = o_k
