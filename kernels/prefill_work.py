@@ -7,10 +7,11 @@ read once for the whole group. The tiles are listed once per step, for all layer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from .attention_batch import MAX_DECODE_QUERY_LEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +34,12 @@ class KeyTiles:
     num_stages: int
 
 
-def max_prefill_tiles(num_tokens: int, num_rows: int, longer_than: int, queries_per_tile: int) -> int:
-    """Most tiles that `num_tokens` tokens in `num_rows` rows can need, rows of up to `longer_than` tokens not counted.
+def max_prefill_tiles(num_tokens: int, num_rows: int, queries_per_tile: int) -> int:
+    """Most tiles that `num_tokens` tokens in `num_rows` rows can need, decodes not counted.
 
-    The sum of ceil(n / Q) over n_1 .. n_R is at most (sum of n + R * (Q - 1)) / Q.
+    The sum of ceil(n / Q) over the lengths n of R rows is at most (sum of n + R * (Q - 1)) / Q.
     """
-    num_long_rows = min(num_rows, num_tokens // (longer_than + 1))
+    num_long_rows = min(num_rows, num_tokens // (MAX_DECODE_QUERY_LEN + 1))
     return (num_tokens + num_long_rows * (queries_per_tile - 1)) // queries_per_tile
 
 
@@ -46,7 +47,7 @@ def choose_tile_rows(num_tokens: int, num_heads: int, head_dim: int, dtype: torc
     """128 rows where that makes a tile for every multiprocessor, 64 where it does not or registers are short."""
     if dtype == torch.float32:
         return 32
-    num_processors, shared_bytes = device_limits(device)
+    num_processors, shared_bytes = _limits(device)
     return 128 if num_tokens * num_heads >= 128 * num_processors and head_dim <= 128 and shared_bytes >= 160_000 else 64
 
 
@@ -54,15 +55,14 @@ def choose_key_tiles(tile_rows: int, head_dim: int, dtype: torch.dtype, device: 
     """Tiles of keys that leave room for two programs per multiprocessor, or one where heads are large."""
     if dtype == torch.float32:
         return KeyTiles(32, 4, 1)
-    _, shared_bytes = device_limits(device)
+    _, shared_bytes = _limits(device)
     num_warps = 8 if tile_rows >= 128 or head_dim > 128 else 4
     if shared_bytes < 160_000 and head_dim > 64:
         return KeyTiles(32, num_warps, 2)
     return KeyTiles(64, num_warps, 2)
 
 
-@cache
-def device_limits(device: torch.device) -> tuple[int, int]:
+def _limits(device: torch.device) -> tuple[int, int]:
     """(multiprocessors, bytes of shared memory a program may have); for a CPU, which interprets, those of an H200."""
     if device.type == "cpu":
         return 132, 232_448

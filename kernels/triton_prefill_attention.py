@@ -14,7 +14,6 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-untyped, unused-ignore]
 
-from .attention_batch import AttentionBatch
 from .prefill_work import KeyTiles, PrefillWork, choose_key_tiles
 
 HIDDEN = tl.constexpr(-1.0e30)
@@ -208,7 +207,8 @@ def paged_prefill_attention(
     q and out [T, Hq, D], the heads of a token contiguous; caches as made by ops.make_kv_cache, with the new keys and values;
     block_table int32 [slots, max_blocks].
     """
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert k_cache.is_contiguous()
+    assert v_cache.is_contiguous()
     key_tiles = key_tiles or choose_key_tiles(work.tile_rows, q.shape[2], q.dtype, q.device)
     _launch(out, q, k_cache, v_cache, None, None, block_table, work, scale, window, key_tiles)
 
@@ -226,10 +226,14 @@ def first_chunk_attention(
     """paged_prefill_attention for rows that all start at position 0, with their keys and values in k and v [T, Hkv, D]."""
     key_tiles = key_tiles or choose_key_tiles(work.tile_rows, q.shape[2], q.dtype, q.device)
     num_tokens, num_kv_heads, head_dim = k.shape
-    block = [key_tiles.num_keys, triton.next_power_of_2(head_dim)]
+    block = [key_tiles.num_keys, _block_dim(head_dim)]
     shape = [num_tokens, num_kv_heads * head_dim]
     k_tiles, v_tiles = (TensorDescriptor(x, shape, [x.stride(0), 1], block) for x in (k, v))
     _launch(out, q, k, v, k_tiles, v_tiles, None, work, scale, window, key_tiles)
+
+
+def _block_dim(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))  # 16: the smallest matrix product
 
 
 def _launch(
@@ -268,7 +272,7 @@ def _launch(
         GROUP=num_heads // num_kv_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=_block_dim(head_dim),
         BLOCK_M=work.tile_rows,
         BLOCK_N=key_tiles.num_keys,
         BLOCK_SIZE=0 if block_table is None else k.shape[2],

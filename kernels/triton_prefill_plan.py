@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
-from torch import Tensor
 
+from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch
 from .prefill_work import PrefillWork, max_prefill_tiles
 
 _BLOCK_TILES = 32
@@ -60,30 +60,19 @@ def _plan_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_tile + 3, tl.zeros_like(b_tile) + slot, mask=b_mask)
 
 
-def plan_prefill(
-    query_start: Tensor,
-    context_lens: Tensor,
-    row_slots: Tensor,
-    num_tokens: int,
-    longer_than: int,
-    group: int,
-    tile_rows: int,
-) -> PrefillWork:
-    """The tiles of the rows with more than `longer_than` tokens; `group` query heads share a KV head.
-
-    query_start int32 [R + 1], context_lens and row_slots int32 [R] as in AttentionBatch; num_tokens bounds query_start[R].
-    """
-    num_rows = context_lens.shape[0]
+def plan_prefill(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork:
+    """The tiles of the rows too long for the decode kernel; `group` query heads share a KV head, tile_rows a power of two."""
+    num_tokens, num_rows = batch.kv_slots.shape[0], batch.context_lens.shape[0]
     queries = tile_rows // group
-    max_tiles = max_prefill_tiles(num_tokens, num_rows, longer_than, queries)
-    tiles = torch.zeros((max_tiles, 4), dtype=torch.int32, device=query_start.device)
+    max_tiles = max_prefill_tiles(num_tokens, num_rows, queries)
+    tiles = torch.zeros((max_tiles, 4), dtype=torch.int32, device=batch.query_start.device)
     _plan_kernel[(num_rows,)](
         tiles,
-        query_start,
-        context_lens,
-        row_slots,
+        batch.query_start,
+        batch.context_lens,
+        batch.row_slots,
         num_rows,
-        LONGER_THAN=longer_than,
+        LONGER_THAN=MAX_DECODE_QUERY_LEN,
         QUERIES=queries,
         BLOCK_ROWS=triton.next_power_of_2(num_rows),
         BLOCK_TILES=_BLOCK_TILES,
