@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from . import reference_attention, reference_layers, reference_sampling
-from .attention_batch import AttentionBatch
+from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch, SharedChunks
 
 __all__ = [
     "AttentionBatch",
+    "SharedChunks",
     "add_rms_norm",
     "add_to_logits",
     "apply_penalties",
@@ -23,6 +24,7 @@ __all__ = [
     "logit_thresholds",
     "make_kv_cache",
     "paged_attention",
+    "plan_attention",
     "rms_norm",
     "rope_and_cache",
     "sample_gumbel",
@@ -84,6 +86,21 @@ def rope_and_cache(
     )
 
 
+def plan_attention(
+    batch: AttentionBatch, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
+) -> AttentionBatch:
+    """The batch with its attention's work laid out, once per step, for all layers that keep their KV in one group.
+
+    Queued on the device behind whatever writes row_slots, query_start and context_lens; may be captured in a graph, together
+    with the layers or before them. Without it paged_attention plans for itself, in every layer.
+    """
+    if not batch.context_lens.is_cuda:
+        return batch
+    from .triton_decode_plan import plan_attention as fast
+
+    return fast(batch, num_heads, num_kv_heads, head_dim, window)
+
+
 def paged_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
 ) -> Tensor:
@@ -92,6 +109,12 @@ def paged_attention(
     Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in
     float32. The scores are multiplied by `scale`.
     """
+    if q.is_cuda and batch.max_query_len <= MAX_DECODE_QUERY_LEN:
+        from .triton_decode_attention import paged_decode_attention
+
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        paged_decode_attention(q, k_cache, v_cache, batch, scale, window, out)
+        return out
     return reference_attention.paged_attention(q, k_cache, v_cache, batch, scale, window)
 
 
