@@ -14,7 +14,9 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-untyped, unused-ignore]
 
-from .prefill_work import KeyTiles, PrefillWork, choose_key_tiles
+from .attention_batch import AttentionBatch
+from .prefill_work import KeyTiles, choose_key_tiles
+from .triton_prefill_plan import plan_prefill
 
 HIDDEN = tl.constexpr(-1.0e30)
 """The score of a key that may not be seen: finite, so that a row which has seen nothing yet does not turn into NaN; whatever
@@ -159,7 +161,7 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
-    table = None if BLOCK_SIZE == 0 else block_table + slot.to(tl.int64) * table_stride
+    table = block_table + slot.to(tl.int64) * table_stride
     first_row = first_token - first_position
     # Keys [seen_by_all, below_diagonal) are seen by every query of the tile, the tiles of keys before and after by some.
     end_visible = first_position + num_queries
@@ -195,45 +197,34 @@ def paged_prefill_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    block_table: Tensor,
-    work: PrefillWork,
+    batch: AttentionBatch,
     scale: float,
     window: int | None,
     out: Tensor,
     key_tiles: KeyTiles | None = None,
 ) -> None:
-    """Causal attention of the rows in `work`, written to their tokens of `out`; see ops.paged_attention.
+    """ops.paged_attention for rows of more than MAX_DECODE_QUERY_LEN query tokens; writes their tokens of out [T, Hq, D].
 
-    q and out [T, Hq, D], the heads of a token contiguous; caches as made by ops.make_kv_cache, with the new keys and values;
-    block_table int32 [slots, max_blocks].
+    The heads of a token lie side by side in q and out; the caches are as made by ops.make_kv_cache and hold the new keys and
+    values. Without batch.prefill_work the tiles are listed here, once more for every layer.
     """
     assert k_cache.is_contiguous()
     assert v_cache.is_contiguous()
-    key_tiles = key_tiles or choose_key_tiles(work.tile_rows, q.shape[2], q.dtype, q.device)
-    _launch(out, q, k_cache, v_cache, None, None, block_table, work, scale, window, key_tiles)
+    _launch(out, q, k_cache, v_cache, batch, True, scale, window, key_tiles)
 
 
 def first_chunk_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    work: PrefillWork,
+    batch: AttentionBatch,
     scale: float,
     window: int | None,
     out: Tensor,
     key_tiles: KeyTiles | None = None,
 ) -> None:
-    """paged_prefill_attention for rows that all start at position 0, with their keys and values in k and v [T, Hkv, D]."""
-    key_tiles = key_tiles or choose_key_tiles(work.tile_rows, q.shape[2], q.dtype, q.device)
-    num_tokens, num_kv_heads, head_dim = k.shape
-    block = [key_tiles.num_keys, _block_dim(head_dim)]
-    shape = [num_tokens, num_kv_heads * head_dim]
-    k_tiles, v_tiles = (TensorDescriptor(x, shape, [x.stride(0), 1], block) for x in (k, v))
-    _launch(out, q, k, v, k_tiles, v_tiles, None, work, scale, window, key_tiles)
-
-
-def _block_dim(head_dim: int) -> int:
-    return max(16, triton.next_power_of_2(head_dim))  # 16: the smallest matrix product
+    """paged_prefill_attention where batch.chunks_start_at_zero; keys and values are read from k and v [T, Hkv, D] (rotated)."""
+    _launch(out, q, k, v, batch, False, scale, window, key_tiles)
 
 
 def _launch(
@@ -241,18 +232,26 @@ def _launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    k_tiles: TensorDescriptor | None,
-    v_tiles: TensorDescriptor | None,
-    block_table: Tensor | None,
-    work: PrefillWork,
+    batch: AttentionBatch,
+    is_paged: bool,
     scale: float,
     window: int | None,
-    key_tiles: KeyTiles,
+    key_tiles: KeyTiles | None,
 ) -> None:
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = k.shape[1]
     assert q.stride()[1:] == out.stride()[1:] == (head_dim, 1)
     assert k.stride(-1) == v.stride(-1) == 1
+    if batch.prefill_work is None:
+        batch = plan_prefill(batch, num_heads, num_kv_heads, head_dim)
+    work = batch.prefill_work
+    assert work is not None
+    key_tiles = key_tiles or choose_key_tiles(work.tile_rows, head_dim, q.dtype, q.device)
+    block_dim = max(16, triton.next_power_of_2(head_dim))  # 16: the smallest matrix product
+    k_tiles, v_tiles = None, None
+    if not is_paged:
+        shape, block = [k.shape[0], num_kv_heads * head_dim], [key_tiles.num_keys, block_dim]
+        k_tiles, v_tiles = (TensorDescriptor(x, shape, [x.stride(0), 1], block) for x in (k, v))
     _prefill_kernel[(num_kv_heads, work.tiles.shape[0])](
         out,
         q,
@@ -261,21 +260,21 @@ def _launch(
         k_tiles,
         v_tiles,
         work.tiles,
-        block_table,
+        batch.block_table,
         out.stride(0),
         q.stride(0),
         k.stride(0),
         v.stride(0),
-        0 if block_table is None else block_table.stride(0),
+        batch.block_table.stride(0),
         scale * math.log2(math.e),
         WINDOW=window or 0,
         GROUP=num_heads // num_kv_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
-        BLOCK_D=_block_dim(head_dim),
+        BLOCK_D=block_dim,
         BLOCK_M=work.tile_rows,
         BLOCK_N=key_tiles.num_keys,
-        BLOCK_SIZE=0 if block_table is None else k.shape[2],
+        BLOCK_SIZE=k.shape[2] if is_paged else 0,
         PRECISION="ieee",
         num_warps=key_tiles.num_warps,
         num_stages=key_tiles.num_stages,

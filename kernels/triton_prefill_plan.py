@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
-from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch
-from .prefill_work import PrefillWork, max_prefill_tiles
+from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch, PrefillWork
+from .prefill_work import choose_tile_rows, max_prefill_tiles
 
 _BLOCK_TILES = 32
 
@@ -60,8 +62,15 @@ def _plan_kernel(  # type: ignore[no-untyped-def]
         tl.store(p_tile + 3, tl.zeros_like(b_tile) + slot, mask=b_mask)
 
 
-def plan_prefill(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork:
-    """The tiles of the rows too long for the decode kernel; `group` query heads share a KV head, tile_rows a power of two."""
+def plan_prefill(batch: AttentionBatch, num_heads: int, num_kv_heads: int, head_dim: int) -> AttentionBatch:
+    """The batch with the tiles of its rows that are too long for the decode kernel; see ops.plan_attention."""
+    num_tokens = batch.kv_slots.shape[0]
+    tile_rows = choose_tile_rows(num_tokens, num_heads, head_dim, batch.query_start.device)
+    return replace(batch, prefill_work=list_tiles(batch, num_heads // num_kv_heads, tile_rows))
+
+
+def list_tiles(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork:
+    """Tiles of tile_rows // group queries each; `group` query heads share a KV head."""
     num_tokens, num_rows = batch.kv_slots.shape[0], batch.context_lens.shape[0]
     queries = tile_rows // group
     max_tiles = max_prefill_tiles(num_tokens, num_rows, queries)
