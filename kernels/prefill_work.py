@@ -43,7 +43,12 @@ def choose_key_tiles(tile_rows: int, head_dim: int, dtype: torch.dtype, device: 
         return KeyTiles(16, 8, 1)
     _, shared_bytes = _limits(device)
     num_warps = 8 if tile_rows > 64 or head_dim > 128 else 4
-    return KeyTiles(32 if shared_bytes < LARGE_SHARED_BYTES and head_dim > 64 else 64, num_warps, 2)
+    return KeyTiles(64 if shared_bytes >= LARGE_SHARED_BYTES else 32, num_warps, 2)
+
+
+def has_tensor_copies(device: torch.device) -> bool:
+    """Whether the GPU copies a tile by a descriptor of the tensor (TMA): from Hopper on, and where kernels are interpreted."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def _limits(device: torch.device) -> tuple[int, int]:

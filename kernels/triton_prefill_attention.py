@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-untyped, unused-ignore]
 
 from .attention_batch import AttentionBatch
-from .prefill_work import KeyTiles, choose_key_tiles
+from .prefill_work import KeyTiles, choose_key_tiles, has_tensor_copies
 from .triton_prefill_plan import plan_prefill
 
 HIDDEN = tl.constexpr(-1.0e30)
@@ -62,7 +62,8 @@ def _attend(  # type: ignore[no-untyped-def]
     """Adds the keys [first_key, end_key), whole tiles, to the running softmax of a tile of queries.
 
     MASKED where some query may not see some of these keys. No key outside [first_visible, end_visible) is read then; without
-    MASKED all must lie inside. BLOCK_SIZE 0: k and v are plain tensors, and position 0 is row `first_row`.
+    MASKED all must lie inside. BLOCK_SIZE 0: k and v are plain tensors, and position 0 is row `first_row`; k_tiles and v_tiles
+    are their descriptors where the GPU copies whole tiles.
     """
     o_key = tl.arange(0, BLOCK_N)
     o_dim = tl.arange(0, BLOCK_D)
@@ -71,7 +72,7 @@ def _attend(  # type: ignore[no-untyped-def]
         b_next_block = _block_ids(table, first_key + o_key, first_visible, end_visible, BLOCK_SIZE)
     for start in tl.range(first_key, end_key, BLOCK_N):
         b_key = start + o_key
-        if BLOCK_SIZE == 0 and not MASKED:
+        if k_tiles is not None and not MASKED:
             b_k = k_tiles.load([first_row + start, i_head * HEAD_DIM])
             b_v = v_tiles.load([first_row + start, i_head * HEAD_DIM])
         else:
@@ -249,7 +250,7 @@ def _launch(
     key_tiles = key_tiles or choose_key_tiles(work.tile_rows, head_dim, q.dtype, q.device)
     block_dim = max(16, triton.next_power_of_2(head_dim))  # 16: the smallest matrix product
     k_tiles, v_tiles = None, None
-    if not is_paged:
+    if not is_paged and has_tensor_copies(q.device):
         shape, block = [k.shape[0], num_kv_heads * head_dim], [key_tiles.num_keys, block_dim]
         k_tiles, v_tiles = (TensorDescriptor(x, shape, [x.stride(0), 1], block) for x in (k, v))
     _prefill_kernel[(num_kv_heads, work.tiles.shape[0])](

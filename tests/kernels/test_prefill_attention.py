@@ -14,7 +14,7 @@ from penstock.kernels.prefill_work import KeyTiles, choose_key_tiles, max_prefil
 from penstock.kernels.triton_prefill_attention import first_chunk_attention, paged_prefill_attention
 from penstock.kernels.triton_prefill_plan import list_tiles, plan_prefill
 from tests.kernels.comparing import TRITON_DEVICE, assert_close
-from tests.kernels.compiling import check_launches
+from tests.kernels.compiling import check_launches, compile_launches
 from tests.kernels.test_reference_attention import Case, make_case
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -150,11 +150,11 @@ def test_no_batch_has_more_tiles_than_the_bound(lengths: list[int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("block_size", [16, 32, 64])
 @pytest.mark.parametrize(
-    ("heads", "head_dim"), [((32, 8), 128), ((16, 8), 128), ((32, 8), 64), ((8, 1), 256), ((12, 2), 96), ((28, 4), 128)], ids=str
+    ("heads", "head_dim"),
+    [((32, 8), 128), ((16, 8), 128), ((32, 8), 64), ((8, 1), 256), ((12, 2), 96), ((28, 4), 128)],
+    ids=str,
 )
-def test_real_shapes(
-    heads: tuple[int, int], head_dim: int, block_size: int, dtype: torch.dtype, window: int | None
-) -> None:
+def test_real_shapes(heads: tuple[int, int], head_dim: int, block_size: int, dtype: torch.dtype, window: int | None) -> None:
     shape = {"heads": heads, "head_dim": head_dim, "block_size": block_size, "window": window, "dtype": dtype}
     mixed = make_case([(1, 700), (218, 218), (77, 1030), (5, 5), (1, 3), (1024, 1500)], device="cuda", **shape)  # type: ignore[arg-type]
     check(pad_tokens(mixed, 40), window=window, tile_rows=None, key_tiles=None)
@@ -190,13 +190,20 @@ def test_the_door_joins_decodes_and_chunks_in_a_graph_that_serves_other_batches_
 
 
 def launch_everything() -> None:
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for num_tokens in (64, 8192):
         for head_dim in (64, 96, 128, 256):
-            for num_tokens in (64, 8192):
-                _launch_paged_and_contiguous(dtype, head_dim, num_tokens)
+            launch_on_meta(torch.bfloat16, head_dim, num_tokens)
+        launch_on_meta(torch.float16, 128, num_tokens)
+        launch_on_meta(torch.bfloat16, 128, num_tokens, window=4096)
+        launch_on_meta(torch.bfloat16, 128, num_tokens, block_size=32)
+        launch_on_meta(torch.bfloat16, 128, num_tokens, block_size=64)
 
 
-def _launch_paged_and_contiguous(dtype: torch.dtype, head_dim: int, num_tokens: int) -> None:
+def launch_in_float32() -> None:
+    launch_on_meta(torch.float32, 128, 8192)
+
+
+def launch_on_meta(dtype: torch.dtype, head_dim: int, num_tokens: int, window: int | None = None, block_size: int = 16) -> None:
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -211,23 +218,24 @@ def _launch_paged_and_contiguous(dtype: torch.dtype, head_dim: int, num_tokens: 
     )
     batch = plan_prefill(batch, 32, 8, head_dim)
     q, k = empty(num_tokens, 32, head_dim, dtype=dtype), empty(num_tokens, 8, head_dim, dtype=dtype)
-    for block_size in (16, 32, 64) if dtype == torch.bfloat16 else (16,):
-        cache = empty(9, 8, block_size, head_dim, dtype=dtype)
-        for window in (None, 4096) if block_size == 16 else (None,):
-            paged_prefill_attention(q, cache, cache, batch, 0.1, window, q)
-    first_chunk_attention(q, k, k, batch, 0.1, None, q)
+    cache = empty(9, 8, block_size, head_dim, dtype=dtype)
+    paged_prefill_attention(q, cache, cache, batch, 0.1, window, q)
+    first_chunk_attention(q, k, k, batch, 0.1, window, q)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("arch", [80, 89, 90, 100])
-@pytest.mark.timeout(600)
 def test_compiles_for_every_architecture(arch: int) -> None:
-    compiled = check_launches(launch_everything, [arch])
-    for launch in compiled:
+    for launch in check_launches(launch_everything, [arch]):
         if launch.kernel == "_prefill_kernel" and arch == 90:
-            assert "wgmma" in launch.ptx or launch.constants["HEAD_DIM"] == "None"
+            assert "wgmma" in launch.ptx
+            assert ("cp.async.bulk.tensor" in launch.ptx) == (launch.constants["BLOCK_SIZE"] == "0")
+    assert compile_launches(launch_in_float32, [arch])
 
 
 def test_float32_takes_smaller_tiles() -> None:
     device = torch.device("cpu")
-    assert choose_key_tiles(128, 128, torch.float32, device).num_keys < choose_key_tiles(128, 128, torch.bfloat16, device).num_keys
+    assert (
+        choose_key_tiles(128, 128, torch.float32, device).num_keys < choose_key_tiles(128, 128, torch.bfloat16, device).num_keys
+    )
