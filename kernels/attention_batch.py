@@ -49,6 +49,21 @@ class DecodeWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillWork:
+    """The tiles of the rows that are too long for the decode kernel; made by ops.plan_attention, used by all layers.
+
+    A tile is a number of neighbouring query tokens of one row times all query heads that share a KV head, so that each key and
+    value is read once for the whole group.
+    """
+
+    tiles: Tensor
+    """int32 [max_tiles, 4]: first token in the batch, number of queries, position of the first query, slot. The tiles that see
+    most come first; those of no queries are surplus and lie at the end."""
+    tile_rows: int
+    """Rows of a tile, a power of two: it has tile_rows // group queries, times the `group` query heads of a KV head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBatch:
     """R rows (requests) with T new tokens together, for the layers of one KV group. All tensors lie on the model's device.
 
@@ -78,3 +93,7 @@ class AttentionBatch:
     shared: SharedChunks | None = None
     decode_work: DecodeWork | None = None
     """See ops.plan_attention."""
+    prefill_work: PrefillWork | None = None
+    """See ops.plan_attention."""
+    chunks_start_at_zero: bool = False
+    """The host knows that every row with more than MAX_DECODE_QUERY_LEN query tokens starts at position 0."""

@@ -113,22 +113,41 @@ def plan_attention(
         return batch
     from .triton_decode_plan import plan_attention as fast
 
-    return fast(batch, num_heads, num_kv_heads, head_dim, window)
+    batch = fast(batch, num_heads, num_kv_heads, head_dim, window)
+    if batch.max_query_len > MAX_DECODE_QUERY_LEN:
+        from .triton_prefill_plan import plan_prefill
+
+        batch = plan_prefill(batch, num_heads, num_kv_heads, head_dim)
+    return batch
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    scale: float,
+    window: int | None,
+    new_keys_values: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Causal attention of every new token to its request's context, q [T, Hq, D] -> [T, Hq, D] in q's dtype.
 
     Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in
-    float32. The scores are multiplied by `scale`.
+    float32. The scores are multiplied by `scale`. Who still has the new tokens' rotated keys and their values, [T, Hkv, D], may
+    pass them: where batch.chunks_start_at_zero, prompts are read from them instead of from the cache, which is faster.
     """
-    if q.is_cuda and batch.max_query_len <= MAX_DECODE_QUERY_LEN:
+    if q.is_cuda:
         from .triton_decode_attention import paged_decode_attention
 
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         paged_decode_attention(q, k_cache, v_cache, batch, scale, window, out)
+        if batch.max_query_len > MAX_DECODE_QUERY_LEN:
+            from .triton_prefill_attention import first_chunk_attention, paged_prefill_attention
+
+            if new_keys_values is not None and batch.chunks_start_at_zero:
+                first_chunk_attention(q, *new_keys_values, batch, scale, window, out)
+            else:
+                paged_prefill_attention(q, k_cache, v_cache, batch, scale, window, out)
         return out
     return reference_attention.paged_attention(q, k_cache, v_cache, batch, scale, window)
 

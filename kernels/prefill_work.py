@@ -1,0 +1,59 @@
+"""Into how many and how large tiles attention of prompt chunks is cut: all that the host decides about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .attention_batch import MAX_DECODE_QUERY_LEN
+
+LARGE_SHARED_BYTES = 160_000
+"""Shared memory of an A100 or of a Hopper GPU; others have about 100 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTiles:
+    """How a program walks along the keys."""
+
+    num_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def max_prefill_tiles(num_tokens: int, num_rows: int, queries_per_tile: int) -> int:
+    """Most tiles that `num_tokens` tokens in `num_rows` rows can need, decodes not counted.
+
+    The sum of ceil(n / Q) over the lengths n of R rows is at most (sum of n + R * (Q - 1)) / Q.
+    """
+    num_long_rows = min(num_rows, num_tokens // (MAX_DECODE_QUERY_LEN + 1))
+    return (num_tokens + num_long_rows * (queries_per_tile - 1)) // queries_per_tile
+
+
+def choose_tile_rows(num_tokens: int, num_heads: int, head_dim: int, device: torch.device) -> int:
+    """128 rows where that makes a tile for every multiprocessor, 64 where it does not or registers are short."""
+    num_processors, shared_bytes = _limits(device)
+    is_large = num_tokens * num_heads >= 128 * num_processors
+    return 128 if is_large and head_dim <= 128 and shared_bytes >= LARGE_SHARED_BYTES else 64
+
+
+def choose_key_tiles(tile_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> KeyTiles:
+    """What fits into registers and shared memory, and next to it a second program if possible."""
+    if dtype == torch.float32:
+        return KeyTiles(16, 8, 1)
+    _, shared_bytes = _limits(device)
+    num_warps = 8 if tile_rows > 64 or head_dim > 128 else 4
+    return KeyTiles(64 if shared_bytes >= LARGE_SHARED_BYTES else 32, num_warps, 2)
+
+
+def has_tensor_copies(device: torch.device) -> bool:
+    """Whether the GPU copies a tile by a descriptor of the tensor (TMA): from Hopper on, and where kernels are interpreted."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def _limits(device: torch.device) -> tuple[int, int]:
+    """(multiprocessors, bytes of shared memory a program may have); for a CPU, which interprets, those of an H200."""
+    if device.type == "cpu":
+        return 132, 232_448
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin  # type: ignore[attr-defined]

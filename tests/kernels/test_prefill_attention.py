@@ -1,0 +1,241 @@
+"""The prefill kernels against their twin, with NaN wherever nobody may look, and what they take of a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from penstock.kernels import ops, reference_attention
+from penstock.kernels.attention_batch import MAX_DECODE_QUERY_LEN
+from penstock.kernels.prefill_work import KeyTiles, choose_key_tiles, max_prefill_tiles
+from penstock.kernels.triton_prefill_attention import first_chunk_attention, paged_prefill_attention
+from penstock.kernels.triton_prefill_plan import list_tiles, plan_prefill
+from tests.kernels.comparing import TRITON_DEVICE, assert_close
+from tests.kernels.compiling import check_launches, compile_launches
+from tests.kernels.test_reference_attention import Case, make_case
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+UNTOUCHED = 7.5
+TILE_ROWS = 16
+KEY_TILES = KeyTiles(16, 4, 1)
+FIRST_CHUNKS = [(33, 33), (1, 9), (5, 5), (17, 17), (4, 4), (0, 0)]
+CHUNKS = [(1, 9), (5, 13), (1, 0), (7, 7), (33, 70), (4, 21), (6, 0), (16, 48)]
+BATCHES = pytest.mark.parametrize("lengths", [FIRST_CHUNKS, CHUNKS], ids=["first-chunks", "chunks"])
+
+
+def pad_tokens(case: Case, num_padding: int) -> Case:
+    """The same batch in buffers for more tokens, as a CUDA graph has it."""
+    padding = torch.full((num_padding, *case.q.shape[1:]), torch.nan, dtype=case.q.dtype, device=case.q.device)
+    slots = torch.full((num_padding,), -1, device=case.q.device)
+    batch = replace(case.batch, kv_slots=torch.cat((case.batch.kv_slots, slots)))
+    return replace(case, batch=batch, q=torch.cat((case.q, padding)))
+
+
+def new_keys_values(case: Case) -> tuple[Tensor, Tensor]:
+    """The keys and values of the new tokens of `case`, as columns of one tensor, NaN for padding."""
+    num_kv_heads, head_dim = case.k_cache.shape[1], case.k_cache.shape[3]
+    shape = (case.q.shape[0], 2 * num_kv_heads * head_dim)
+    both = torch.full(shape, torch.nan, dtype=case.q.dtype, device=case.q.device)
+    k, v = (half.view(-1, num_kv_heads, head_dim) for half in both.chunk(2, dim=1))
+    token = 0
+    for (query_len, context_len), keys, values in zip(case.lengths, case.keys, case.values, strict=True):
+        if context_len > 0:
+            k[token : token + query_len], v[token : token + query_len] = keys[-query_len:], values[-query_len:]
+        token += query_len
+    return k, v
+
+
+def check(
+    case: Case,
+    *,
+    window: int | None = None,
+    contiguous: bool = False,
+    tile_rows: int | None = TILE_ROWS,
+    key_tiles: KeyTiles | None = KEY_TILES,
+) -> None:
+    """Long rows must be as the twin has them, all other tokens of the output untouched."""
+    expected = reference_attention.paged_attention(case.q.float(), *_wide_caches(case), case.batch, 0.3, window)
+    num_heads, head_dim = case.q.shape[1:]
+    num_kv_heads = case.k_cache.shape[1]
+    batch = plan_prefill(case.batch, num_heads, num_kv_heads, head_dim)
+    if tile_rows is not None:
+        batch = replace(batch, prefill_work=list_tiles(case.batch, num_heads // num_kv_heads, tile_rows))
+    actual = torch.full_like(case.q, UNTOUCHED)
+    if contiguous:
+        first_chunk_attention(case.q, *new_keys_values(case), batch, 0.3, window, actual, key_tiles)
+    else:
+        paged_prefill_attention(case.q, case.k_cache, case.v_cache, batch, 0.3, window, actual, key_tiles)
+    is_written = torch.zeros(len(actual), dtype=torch.bool, device=actual.device)
+    token = 0
+    for query_len, context_len in case.lengths:
+        is_written[token : token + query_len] = query_len > MAX_DECODE_QUERY_LEN and context_len > 0
+        token += query_len
+    assert_close(actual[is_written], expected[is_written], factor=2.0)
+    assert (actual[~is_written] == UNTOUCHED).all()
+
+
+def _wide_caches(case: Case) -> tuple[Tensor, Tensor]:
+    return case.k_cache.float(), case.v_cache.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 20, 100])
+@BATCHES
+def test_every_query_sees_its_own_context_and_no_more(
+    lengths: list[tuple[int, int]], window: int | None, dtype: torch.dtype
+) -> None:
+    case = make_case(lengths, window=window, dtype=dtype, device=TRITON_DEVICE)
+    check(pad_tokens(case, 3), window=window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 8, 20])
+def test_first_chunks_are_read_from_plain_tensors(window: int | None, dtype: torch.dtype) -> None:
+    case = make_case(FIRST_CHUNKS, window=window, dtype=dtype, device=TRITON_DEVICE)
+    check(pad_tokens(case, 9), window=window, contiguous=True)
+
+
+@pytest.mark.parametrize("contiguous", [False, True], ids=["paged", "contiguous"])
+@pytest.mark.parametrize(
+    ("heads", "head_dim"), [((1, 1), 16), ((6, 2), 8), ((14, 2), 24), ((16, 1), 16), ((5, 1), 64)], ids=str
+)
+def test_heads_of_any_number_and_size(heads: tuple[int, int], head_dim: int, contiguous: bool) -> None:
+    check(make_case(FIRST_CHUNKS, heads=heads, head_dim=head_dim, device=TRITON_DEVICE), contiguous=contiguous)
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 16, 64])
+@BATCHES
+def test_blocks_of_any_size(lengths: list[tuple[int, int]], block_size: int) -> None:
+    check(make_case(lengths, block_size=block_size, device=TRITON_DEVICE))
+
+
+@pytest.mark.parametrize(("tile_rows", "num_keys"), [(16, 32), (32, 16), (64, 64)])
+@BATCHES
+def test_tiles_of_any_size(lengths: list[tuple[int, int]], tile_rows: int, num_keys: int) -> None:
+    check(make_case(lengths, device=TRITON_DEVICE), tile_rows=tile_rows, key_tiles=KeyTiles(num_keys, 4, 2))
+
+
+@BATCHES
+def test_tiles_are_listed_once_each_with_those_that_see_most_first(lengths: list[tuple[int, int]]) -> None:
+    queries = 4
+    batch = pad_tokens(make_case(lengths, device=TRITON_DEVICE), 5).batch
+    listed = list_tiles(batch, 2, 2 * queries).tiles.tolist()
+    num_tiles = sum(tile[1] > 0 for tile in listed)
+    ends = [position + queries for _, _, position, _ in listed[:num_tiles]]
+    assert ends == sorted(ends, reverse=True)
+    assert listed[num_tiles:] == [[0, 0, 0, 0]] * (len(listed) - num_tiles)
+    expected = []
+    for row, (query_len, context_len) in enumerate(lengths):
+        if query_len > MAX_DECODE_QUERY_LEN and context_len > 0:
+            for offset in range(0, query_len, queries):
+                token, slot = int(batch.query_start[row]) + offset, int(batch.row_slots[row])
+                tile = [token, min(queries, query_len - offset), context_len - query_len + offset, slot]
+                expected.append(tile)
+    assert sorted(listed[:num_tiles]) == sorted(expected)
+
+
+@pytest.mark.parametrize("lengths", [[5] * 8, [9, 1, 1, 33], [41], [4, 4, 4], [16, 16, 17]], ids=str)
+def test_no_batch_has_more_tiles_than_the_bound(lengths: list[int]) -> None:
+    for queries in (1, 4, 32):
+        num_tiles = sum(-(-n // queries) for n in lengths if n > MAX_DECODE_QUERY_LEN)
+        assert num_tiles <= max_prefill_tiles(sum(lengths), len(lengths), queries)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block_size", [16, 32, 64])
+@pytest.mark.parametrize(
+    ("heads", "head_dim"),
+    [((32, 8), 128), ((16, 8), 128), ((32, 8), 64), ((8, 1), 256), ((12, 2), 96), ((28, 4), 128)],
+    ids=str,
+)
+def test_real_shapes(heads: tuple[int, int], head_dim: int, block_size: int, dtype: torch.dtype, window: int | None) -> None:
+    shape = {"heads": heads, "head_dim": head_dim, "block_size": block_size, "window": window, "dtype": dtype}
+    mixed = make_case([(1, 700), (218, 218), (77, 1030), (5, 5), (1, 3), (1024, 1500)], device="cuda", **shape)  # type: ignore[arg-type]
+    check(pad_tokens(mixed, 40), window=window, tile_rows=None, key_tiles=None)
+    first = make_case([(218, 218), (1, 90), (5, 5), (1500, 1500)], device="cuda", **shape)  # type: ignore[arg-type]
+    check(pad_tokens(first, 40), window=window, contiguous=True, tile_rows=None, key_tiles=None)
+
+
+@pytest.mark.gpu
+def test_the_door_joins_decodes_and_chunks_in_a_graph_that_serves_other_batches_too() -> None:
+    shape = {"heads": (32, 8), "head_dim": 128, "block_size": 16, "dtype": torch.bfloat16, "device": "cuda"}
+    cases = [make_case(n, **shape) for n in ([(1, 700), (97, 300), (3, 80)], [(1, 20), (1, 3), (99, 820)])]  # type: ignore[arg-type]
+    blocks = max(case.batch.block_table.shape[1] for case in cases)
+    tables = [torch.nn.functional.pad(case.batch.block_table, (0, blocks - case.batch.block_table.shape[1])) for case in cases]
+    num_blocks = max(len(case.k_cache) for case in cases)
+    k_cache, v_cache = ops.make_kv_cache(num_blocks, 16, 8, 128, torch.bfloat16, torch.device("cuda"))
+    batch = replace(cases[0].batch, block_table=tables[0].clone(), max_query_len=128, max_context_len=1024, host_lengths=None)
+    q = torch.empty_like(cases[0].q)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        ops.paged_attention(q, k_cache, v_cache, ops.plan_attention(batch, 32, 8, 128, None), 0.1, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        output = ops.paged_attention(q, k_cache, v_cache, ops.plan_attention(batch, 32, 8, 128, None), 0.1, None)
+    for case, table in zip(cases, tables, strict=True):
+        k_cache[: len(case.k_cache)], v_cache[: len(case.v_cache)] = case.k_cache, case.v_cache
+        q.copy_(case.q)
+        for name in ("row_slots", "query_start", "context_lens"):
+            getattr(batch, name).copy_(getattr(case.batch, name))
+        batch.block_table.copy_(table)
+        graph.replay()
+        expected = reference_attention.paged_attention(q.float(), *_wide_caches(case), case.batch, 0.1, None)
+        assert_close(output, expected, factor=2.0)
+
+
+def launch_everything() -> None:
+    for num_tokens in (64, 8192):
+        for head_dim in (64, 96, 128, 256):
+            launch_on_meta(torch.bfloat16, head_dim, num_tokens)
+        launch_on_meta(torch.float16, 128, num_tokens)
+        launch_on_meta(torch.bfloat16, 128, num_tokens, window=4096)
+        launch_on_meta(torch.bfloat16, 128, num_tokens, block_size=32)
+        launch_on_meta(torch.bfloat16, 128, num_tokens, block_size=64)
+
+
+def launch_in_float32() -> None:
+    launch_on_meta(torch.float32, 128, 8192)
+
+
+def launch_on_meta(dtype: torch.dtype, head_dim: int, num_tokens: int, window: int | None = None, block_size: int = 16) -> None:
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    batch = ops.AttentionBatch(
+        block_table=empty(4, 1024),
+        row_slots=empty(4),
+        query_start=empty(5),
+        context_lens=empty(4),
+        kv_slots=empty(num_tokens, dtype=torch.int64),
+        max_query_len=num_tokens,
+        max_context_len=16384,
+    )
+    batch = plan_prefill(batch, 32, 8, head_dim)
+    q, k = empty(num_tokens, 32, head_dim, dtype=dtype), empty(num_tokens, 8, head_dim, dtype=dtype)
+    cache = empty(9, 8, block_size, head_dim, dtype=dtype)
+    paged_prefill_attention(q, cache, cache, batch, 0.1, window, q)
+    first_chunk_attention(q, k, k, batch, 0.1, window, q)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("arch", [80, 89, 90, 100])
+def test_compiles_for_every_architecture(arch: int) -> None:
+    for launch in check_launches(launch_everything, [arch]):
+        if launch.kernel == "_prefill_kernel" and arch == 90:
+            assert "wgmma" in launch.ptx
+            assert ("cp.async.bulk.tensor" in launch.ptx) == (launch.constants["BLOCK_SIZE"] == "0")
+    assert compile_launches(launch_in_float32, [arch])
+
+
+def test_float32_takes_smaller_tiles() -> None:
+    device = torch.device("cpu")
+    assert (
+        choose_key_tiles(128, 128, torch.float32, device).num_keys < choose_key_tiles(128, 128, torch.bfloat16, device).num_keys
+    )
