@@ -43,6 +43,7 @@ def sample_tokens(
         VOCAB_SIZE=vocab_size,
         NUM_TILES=num_tiles,
         TILE=TILE_SIZE,
+        HAS_PTX=not logits.is_cpu,
         num_warps=NUM_WARPS,
     )
     _best_of_row_kernel[(num_rows,)](
@@ -71,6 +72,7 @@ def _best_of_tile_kernel(  # type: ignore[no-untyped-def]
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
     TILE: tl.constexpr,
+    HAS_PTX: tl.constexpr,
 ):
     i_tile = tl.program_id(0)
     i_row = tl.program_id(1).to(tl.int64)
@@ -88,8 +90,8 @@ def _best_of_tile_kernel(  # type: ignore[no-untyped-def]
         # Few tiles hold a token that the filters keep; the others need no noise.
         if tl.max(tl.max(b_scores, 1), 0) >= threshold:
             seed = tl.load(seeds + i_slot)
-            position = tl.load(positions + i_slot).to(tl.int32)
-            b_noisy = b_scores * (1.0 / temperature) + gumbel_noise_of_quads(seed, position, i_quad)
+            position = tl.load(positions + i_slot)
+            b_noisy = b_scores * (1.0 / temperature) + gumbel_noise_of_quads(seed, position, i_quad, HAS_PTX)
             b_scores = tl.where(b_scores >= threshold, b_noisy, -float("inf"))
         else:
             b_scores = tl.full((TILE // 4, 4), -float("inf"), tl.float32)
