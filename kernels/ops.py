@@ -186,23 +186,39 @@ def apply_penalties(
     count_rows[i]. Both int64 [n], no row twice; the penalties float32 [n]. Repetition regards prompt and output, the others
     the output alone.
     """
-    reference_sampling.apply_penalties(logits, rows, token_counts, count_rows, repetition, frequency, presence)
+    if logits.is_cuda:
+        from .triton_logit_edits import apply_penalties as fast
+    else:
+        fast = reference_sampling.apply_penalties
+    fast(logits, rows, token_counts, count_rows, repetition, frequency, presence)
 
 
 def count_tokens(token_counts: Tensor, count_rows: Tensor, token_ids: Tensor) -> None:
     """Notes one more output token per row in token_counts (see apply_penalties); both int64 [n], no row twice."""
-    token_counts[count_rows, token_ids] += 2
+    if token_counts.is_cuda:
+        from .triton_logit_edits import count_tokens as fast
+    else:
+        fast = reference_sampling.count_tokens
+    fast(token_counts, count_rows, token_ids)
 
 
 def add_to_logits(logits: Tensor, rows: Tensor, token_ids: Tensor, values: Tensor) -> None:
     """logits[rows[i], token_ids[i]] += values[i] in place: bias, and -inf for forbidden tokens. No pair twice; all [n]."""
-    logits[rows, token_ids] += values
+    if logits.is_cuda:
+        from .triton_logit_edits import add_to_logits as fast
+    else:
+        fast = reference_sampling.add_to_logits
+    fast(logits, rows, token_ids, values)
 
 
 def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-softmax of float32 logits [N, V] at token_ids int64 [N] and at the num_top likeliest tokens.
+    """Log-softmax of logits [N, V] of any float dtype at token_ids int64 [N] and at the num_top likeliest tokens.
 
     Returns ids int32 [N, 1 + num_top] (the token itself first, the others in falling order), their logprobs float32 of the
     same shape, and ranks int32 [N] (1 + number of likelier tokens).
     """
+    if logits.is_cuda:
+        from .triton_logprobs import top_logprobs as fast
+
+        return fast(logits, token_ids, num_top)
     return reference_sampling.top_logprobs(logits, token_ids, num_top)

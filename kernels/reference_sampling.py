@@ -177,12 +177,22 @@ def apply_penalties(
         logits.index_copy_(0, rows[part], penalized)
 
 
+def count_tokens(token_counts: Tensor, count_rows: Tensor, token_ids: Tensor) -> None:
+    """See ops.count_tokens."""
+    token_counts[count_rows, token_ids] += 2
+
+
+def add_to_logits(logits: Tensor, rows: Tensor, token_ids: Tensor, values: Tensor) -> None:
+    """See ops.add_to_logits."""
+    logits[rows, token_ids] += values
+
+
 def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
     """See ops.top_logprobs."""
-    logprobs = torch.log_softmax(logits, dim=1)
+    logprobs = torch.log_softmax(logits.float(), dim=1)
     chosen = token_ids.unsqueeze(1)
     chosen_logprobs = logprobs.gather(1, chosen)
-    ranks = (logprobs > chosen_logprobs).sum(1) + 1
+    ranks = (logits > logits.gather(1, chosen)).sum(1) + 1
     top = logprobs.topk(num_top, dim=1)
     ids = torch.cat((chosen, top.indices), dim=1)
     return ids.int(), torch.cat((chosen_logprobs, top.values), dim=1), ranks.int()

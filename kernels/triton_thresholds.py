@@ -20,8 +20,10 @@ NUM_PIVOTS = 16
 LIST_SIZE = 8192
 """Logits of a row that are listed at most. Where the intervals hold more, each step of the search reads the whole row."""
 SEARCH_BLOCK_SIZE = 2048
-NUM_WARPS = 8
-NUM_ROW_WARPS = 4
+NUM_TILE_WARPS = 8
+NUM_LIST_WARPS = 16
+NUM_INTERVAL_WARPS = 4
+NUM_SEARCH_WARPS = 8
 KEY_SHIFTS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 """Low bits that are 0 in every value of the dtype once it is float32."""
 
@@ -49,15 +51,15 @@ def logit_thresholds_by_slot(
     sizes = {"VOCAB_SIZE": vocab_size, "NUM_TILES": num_tiles}
     tiling = {"TILE_BLOCK": triton.next_power_of_2(num_tiles), "PIVOTS": NUM_PIVOTS}
     by_tile, by_row = (num_tiles, num_rows), (num_rows,)
-    _range_kernel[by_tile](logits, *parameters, ranges, row_stride, **sizes, TILE=TILE_SIZE, num_warps=NUM_WARPS)
+    _range_kernel[by_tile](logits, *parameters, ranges, row_stride, **sizes, TILE=TILE_SIZE, num_warps=NUM_TILE_WARPS)
     _count_kernel[by_tile](
-        logits, *parameters, ranges, pivots, counts, masses, row_stride, **sizes, **tiling, TILE=TILE_SIZE, num_warps=NUM_WARPS
+        logits, *parameters, ranges, pivots, counts, masses, row_stride, **sizes, **tiling, TILE=TILE_SIZE, num_warps=NUM_TILE_WARPS
     )
     find_intervals_kernel[by_row](
-        *parameters, ranges, pivots, counts, masses, *found, thresholds, **sizes, **tiling, num_warps=NUM_ROW_WARPS
+        *parameters, ranges, pivots, counts, masses, *found, thresholds, **sizes, **tiling, num_warps=NUM_INTERVAL_WARPS
     )
     _list_kernel[by_tile](
-        logits, intervals, list_starts, listed, row_stride, **sizes, TILE=TILE_SIZE, LIST=LIST_SIZE, num_warps=NUM_WARPS
+        logits, intervals, list_starts, listed, row_stride, **sizes, TILE=TILE_SIZE, LIST=LIST_SIZE, num_warps=NUM_LIST_WARPS
     )
     search_kernel[by_row](
         logits,
@@ -72,7 +74,7 @@ def logit_thresholds_by_slot(
         LIST=LIST_SIZE,
         BLOCK=SEARCH_BLOCK_SIZE,
         SHIFT=KEY_SHIFTS[logits.dtype],
-        num_warps=NUM_WARPS,
+        num_warps=NUM_SEARCH_WARPS,
     )
     return thresholds
 
@@ -141,6 +143,7 @@ def _count_kernel(  # type: ignore[no-untyped-def]
     i_token = i_tile * TILE + tl.arange(0, TILE)
     b_logits = tl.load(logits + i_row * row_stride + i_token, mask=i_token < VOCAB_SIZE, other=-float("inf")).to(tl.float32)
     b_weights = weights_of(b_logits, highest, temperature)
+    tile_highest = tl.max(b_logits, 0)
     places = (i_row * NUM_TILES + i_tile) * PIVOTS
     for i in tl.static_range(PIVOTS):
         if i < PIVOTS - 2:
@@ -149,9 +152,13 @@ def _count_kernel(  # type: ignore[no-untyped-def]
             pivot = lowest
         else:
             pivot = least_logit(highest, temperature, least_share)
-        b_above = b_logits >= pivot
-        tl.store(counts + places + i, tl.sum(b_above.to(tl.int32), 0))
-        tl.store(masses + places + i, tl.sum(tl.where(b_above, b_weights, 0.0), 0))
+        count, mass = 0.0, 0.0
+        if tile_highest >= pivot:
+            # As floats, which hold a tile's count exactly: a comparison, an addition and a multiply-add for each logit.
+            b_above = (b_logits >= pivot).to(tl.float32)
+            count, mass = tl.sum(b_above, 0), tl.sum(b_above * b_weights, 0)
+        tl.store(counts + places + i, count.to(tl.int32))
+        tl.store(masses + places + i, mass)
         if i_tile == 0:
             tl.store(pivots + i_row * PIVOTS + i, pivot)
 
