@@ -82,9 +82,7 @@ def _penalize_kernel(  # type: ignore[no-untyped-def]
     i = tl.program_id(1)
     i_token = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = i_token < VOCAB_SIZE
-    b_counts = tl.load(
-        token_counts + tl.load(count_rows + i).to(tl.int64) * counts_row_stride + i_token, mask=inside, other=0
-    )
+    b_counts = tl.load(token_counts + tl.load(count_rows + i).to(tl.int64) * counts_row_stride + i_token, mask=inside, other=0)
     b_is_seen = b_counts != 0
     places = logits + tl.load(rows + i).to(tl.int64) * row_stride + i_token
     # Tokens that never came stay as they are: neither read nor written.

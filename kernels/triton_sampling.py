@@ -12,6 +12,7 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from .triton_gumbel import gumbel_noise_of_quads
+from .triton_launch import has_pdl
 
 TILE_SIZE = 4096
 NUM_WARPS = 8
@@ -27,7 +28,7 @@ def sample_tokens(
     is_valid = torch.empty(num_rows, dtype=torch.bool, device=logits.device)
     if num_rows == 0:
         return token_ids, is_valid
-    num_tiles = triton.cdiv(vocab_size, TILE_SIZE)
+    num_tiles, pdl = triton.cdiv(vocab_size, TILE_SIZE), has_pdl(logits)
     best_values = torch.empty(num_rows, num_tiles, dtype=torch.float32, device=logits.device)
     best_ids = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=logits.device)
     _best_of_tile_kernel[(num_tiles, num_rows)](
@@ -44,7 +45,9 @@ def sample_tokens(
         NUM_TILES=num_tiles,
         TILE=TILE_SIZE,
         HAS_PTX=not logits.is_cpu,
+        PDL=pdl,
         num_warps=NUM_WARPS,
+        launch_pdl=pdl,
     )
     _best_of_row_kernel[(num_rows,)](
         best_values,
@@ -53,7 +56,9 @@ def sample_tokens(
         is_valid,
         NUM_TILES=num_tiles,
         BLOCK=triton.next_power_of_2(num_tiles),
+        PDL=pdl,
         num_warps=1,
+        launch_pdl=pdl,
     )
     return token_ids, is_valid
 
@@ -73,7 +78,11 @@ def _best_of_tile_kernel(  # type: ignore[no-untyped-def]
     NUM_TILES: tl.constexpr,
     TILE: tl.constexpr,
     HAS_PTX: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_tile = tl.program_id(0)
     i_row = tl.program_id(1).to(tl.int64)
     i_quad = i_tile * (TILE // 4) + tl.arange(0, TILE // 4)
@@ -109,7 +118,11 @@ def _best_of_row_kernel(  # type: ignore[no-untyped-def]
     is_valid,
     NUM_TILES: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_row = tl.program_id(0).to(tl.int64)
     i_tile = tl.arange(0, BLOCK)
     inside = i_tile < NUM_TILES

@@ -28,26 +28,28 @@ def find_intervals_kernel(  # type: ignore[no-untyped-def]
     NUM_TILES: tl.constexpr,
     TILE_BLOCK: tl.constexpr,
     PIVOTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Of one row: top_k's and top_p's interval, what lies above each, and where each tile's logits of them are listed.
 
     How much mass top_p has a share of depends on where top_k cuts, so its interval covers what any cut in top_k's would give.
     Where no search is needed the threshold is final: min_p's, or -inf.
     """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_row = tl.program_id(0).to(tl.int64)
     i_tile = tl.arange(0, TILE_BLOCK)
     starts = list_starts + i_row * (NUM_TILES + 1)
-    tl.store(starts + i_tile, tl.zeros_like(i_tile), mask=i_tile < NUM_TILES)
-    tl.store(starts + NUM_TILES, 0)
-    tl.store(thresholds + i_row, -float("inf"))
     temperature, k, p, least_share = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
-    if (k == 0) & (p >= 1.0) & (least_share <= 0.0):
-        return
-    highest, _ = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)
-    if not is_finite(highest):
-        return
-    tl.store(thresholds + i_row, least_logit(highest, temperature, least_share))
-    if (k == 0) & (p >= 1.0):
+    has_filters = (k > 0) | (p < 1.0) | (least_share > 0.0)
+    highest, _ = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)  # Nothing has written the range of a row without filters.
+    has_filters &= is_finite(highest)
+    lowest_kept = tl.where(has_filters, least_logit(highest, temperature, least_share), -float("inf"))
+    tl.store(thresholds + i_row, lowest_kept)
+    tl.store(starts, 0)
+    if (not has_filters) | ((k == 0) & (p >= 1.0)):
+        tl.store(starts + 1 + i_tile, tl.zeros_like(i_tile), mask=i_tile < NUM_TILES)
         return
     i_pivot = tl.arange(0, PIVOTS)
     places = (i_row * NUM_TILES + i_tile[:, None]) * PIVOTS + i_pivot[None, :]
@@ -83,7 +85,6 @@ def find_intervals_kernel(  # type: ignore[no-untyped-def]
     b_is_listed = (i_pivot == i_k) | ((i_pivot >= i_p_first) & (i_pivot <= i_p_last))
     b_counts_above = tl.load(counts + places - 1, mask=inside & (i_pivot[None, :] > 0), other=0)
     b_num_listed = tl.sum(tl.where(b_is_listed[None, :], b_counts - b_counts_above, 0), 1)
-    tl.debug_barrier()  # The zeros above are in place: other threads wrote them.
     tl.store(starts + 1 + i_tile, tl.cumsum(b_num_listed, 0), mask=i_tile < NUM_TILES)
 
 
@@ -106,11 +107,16 @@ def search_kernel(  # type: ignore[no-untyped-def]
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
     TILE_BLOCK: tl.constexpr,
+    PIVOTS: tl.constexpr,
     LIST: tl.constexpr,
     BLOCK: tl.constexpr,
     SHIFT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Raises the threshold of one row to where top_k cuts, then to where top_p does."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_row = tl.program_id(0).to(tl.int64)
     num_listed = tl.load(list_starts + i_row * (NUM_TILES + 1) + NUM_TILES)
     if num_listed == 0:

@@ -13,6 +13,7 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from .triton_filters import filters_of_row, is_finite, least_logit, range_of_row, weights_of
+from .triton_launch import has_pdl
 from .triton_threshold_search import find_intervals_kernel, search_kernel
 
 TILE_SIZE = 8192
@@ -49,33 +50,21 @@ def logit_thresholds_by_slot(
     parameters, row_stride = (row_slots, temperatures, top_k, top_p, min_p), logits.stride(0)
     found = (intervals, counts_above, masses_above, list_starts)
     sizes = {"VOCAB_SIZE": vocab_size, "NUM_TILES": num_tiles}
-    tiling = {"TILE_BLOCK": triton.next_power_of_2(num_tiles), "PIVOTS": NUM_PIVOTS}
+    tiling = {**sizes, "TILE_BLOCK": triton.next_power_of_2(num_tiles), "PIVOTS": NUM_PIVOTS}
+    tile, launch = {"TILE": TILE_SIZE}, {"PDL": has_pdl(logits), "launch_pdl": has_pdl(logits)}
     by_tile, by_row = (num_tiles, num_rows), (num_rows,)
-    _range_kernel[by_tile](logits, *parameters, ranges, row_stride, **sizes, TILE=TILE_SIZE, num_warps=NUM_TILE_WARPS)
+    _range_kernel[by_tile](logits, *parameters, ranges, row_stride, **sizes, **tile, **launch, num_warps=NUM_TILE_WARPS)
     _count_kernel[by_tile](
-        logits, *parameters, ranges, pivots, counts, masses, row_stride, **sizes, **tiling, TILE=TILE_SIZE, num_warps=NUM_TILE_WARPS
+        logits, *parameters, ranges, pivots, counts, masses, row_stride, **tiling, **tile, **launch, num_warps=NUM_TILE_WARPS
     )
     find_intervals_kernel[by_row](
-        *parameters, ranges, pivots, counts, masses, *found, thresholds, **sizes, **tiling, num_warps=NUM_INTERVAL_WARPS
+        *parameters, ranges, pivots, counts, masses, *found, thresholds, **tiling, **launch, num_warps=NUM_INTERVAL_WARPS
     )
     _list_kernel[by_tile](
-        logits, intervals, list_starts, listed, row_stride, **sizes, TILE=TILE_SIZE, LIST=LIST_SIZE, num_warps=NUM_LIST_WARPS
+        logits, intervals, list_starts, listed, row_stride, **sizes, **tile, **launch, LIST=LIST_SIZE, num_warps=NUM_LIST_WARPS
     )
-    search_kernel[by_row](
-        logits,
-        listed,
-        *parameters,
-        ranges,
-        *found,
-        thresholds,
-        row_stride,
-        **sizes,
-        TILE_BLOCK=tiling["TILE_BLOCK"],
-        LIST=LIST_SIZE,
-        BLOCK=SEARCH_BLOCK_SIZE,
-        SHIFT=KEY_SHIFTS[logits.dtype],
-        num_warps=NUM_SEARCH_WARPS,
-    )
+    search = {"LIST": LIST_SIZE, "BLOCK": SEARCH_BLOCK_SIZE, "SHIFT": KEY_SHIFTS[logits.dtype], "num_warps": NUM_SEARCH_WARPS}
+    search_kernel[by_row](logits, listed, *parameters, ranges, *found, thresholds, row_stride, **tiling, **search, **launch)
     return thresholds
 
 
@@ -92,8 +81,12 @@ def _range_kernel(  # type: ignore[no-untyped-def]
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Highest and lowest finite logit of a tile."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_tile = tl.program_id(0)
     i_row = tl.program_id(1).to(tl.int64)
     _, k, p, least_share = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
@@ -126,12 +119,16 @@ def _count_kernel(  # type: ignore[no-untyped-def]
     TILE_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
     PIVOTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Of one tile, how many logits are at least each pivot, and their weights' sum.
 
     All but the last pivot lie between the highest and the lowest logit, closer together near the highest, where most cuts
     are; the last but one is the lowest, the last is where min_p cuts.
     """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_tile = tl.program_id(0)
     i_row = tl.program_id(1).to(tl.int64)
     temperature, k, p, least_share = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
@@ -157,7 +154,7 @@ def _count_kernel(  # type: ignore[no-untyped-def]
             # As floats, which hold a tile's count exactly: a comparison, an addition and a multiply-add for each logit.
             b_above = (b_logits >= pivot).to(tl.float32)
             count, mass = tl.sum(b_above, 0), tl.sum(b_above * b_weights, 0)
-        tl.store(counts + places + i, count.to(tl.int32))
+        tl.store(counts + places + i, count)
         tl.store(masses + places + i, mass)
         if i_tile == 0:
             tl.store(pivots + i_row * PIVOTS + i, pivot)
@@ -174,8 +171,12 @@ def _list_kernel(  # type: ignore[no-untyped-def]
     NUM_TILES: tl.constexpr,
     TILE: tl.constexpr,
     LIST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Copies a tile's logits of the two intervals to their places in the row's list, in the order of their ids."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     i_tile = tl.program_id(0)
     i_row = tl.program_id(1).to(tl.int64)
     starts = list_starts + i_row * (NUM_TILES + 1)
