@@ -20,14 +20,17 @@ __all__ = [
     "apply_penalties",
     "argmax",
     "count_tokens",
+    "editable_logits",
     "gumbel_noise",
     "logit_thresholds",
+    "logit_thresholds_by_slot",
     "make_kv_cache",
     "paged_attention",
     "plan_attention",
     "rms_norm",
     "rope_and_cache",
     "sample_gumbel",
+    "sample_tokens",
     "silu_mul",
     "top_logprobs",
 ]
@@ -185,6 +188,46 @@ def argmax(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
+def sample_tokens(
+    logits: Tensor, row_slots: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor, thresholds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A token per row, token_ids int64 [R], and is_valid bool [R]: whether the row's largest logit is finite (NaN is not).
+
+    Row r has the parameters of slot row_slots[r] (int [R], within 0 .. S - 1 for padding rows too): temperatures float32 [S],
+    0 for the likeliest token, the lowest id among equals, else at least 1e-5: the argmax of logits / temperature +
+    gumbel_noise (Gumbel-max, e.g. arXiv 1611.01144) among logits >= thresholds[r] (float32 [R], see
+    logit_thresholds_by_slot; None keeps all); seeds int64 [S], >= 0; positions int32 or int64 [S]. logits [R, V] of any float
+    dtype. The token of a row that is not valid may be any id of the vocabulary.
+    """
+    if logits.is_cuda:
+        from .triton_sampling import sample_tokens as fast
+
+        return fast(logits, row_slots, temperatures, seeds, positions, thresholds)
+    return reference_sampling.sample_tokens(logits, row_slots, temperatures, seeds, positions, thresholds)
+
+
+def logit_thresholds_by_slot(
+    logits: Tensor, row_slots: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """The lowest logit (as it is, not tempered) that min_p, then top_k, then top_p keep; float32 [R].
+
+    The filters are those of logit_thresholds, on logits / temperature. Row r has the parameters of slot row_slots[r], as in
+    sample_tokens: temperatures float32, top_k int32 (0 is off), top_p float32 (1 is off), min_p float32 (0 is off), all [S].
+    -inf where nothing is filtered: no filter, temperature 0, or a largest logit that is not finite. With min_p the value may
+    be one that no logit has. logits [R, V] of any float dtype.
+    """
+    if logits.is_cuda:
+        from .triton_thresholds import logit_thresholds_by_slot as fast
+
+        return fast(logits, row_slots, temperatures, top_k, top_p, min_p)
+    return reference_sampling.logit_thresholds_by_slot(logits, row_slots, temperatures, top_k, top_p, min_p)
+
+
+def editable_logits(logits: Tensor) -> Tensor:
+    """Logits of any float dtype as float32, which apply_penalties and add_to_logits change in place; a copy unless they are."""
+    return logits.float()
+
+
 def apply_penalties(
     logits: Tensor,
     rows: Tensor,
@@ -200,23 +243,39 @@ def apply_penalties(
     count_rows[i]. Both int64 [n], no row twice; the penalties float32 [n]. Repetition regards prompt and output, the others
     the output alone.
     """
-    reference_sampling.apply_penalties(logits, rows, token_counts, count_rows, repetition, frequency, presence)
+    if logits.is_cuda:
+        from .triton_logit_edits import apply_penalties as fast
+    else:
+        fast = reference_sampling.apply_penalties
+    fast(logits, rows, token_counts, count_rows, repetition, frequency, presence)
 
 
 def count_tokens(token_counts: Tensor, count_rows: Tensor, token_ids: Tensor) -> None:
     """Notes one more output token per row in token_counts (see apply_penalties); both int64 [n], no row twice."""
-    token_counts[count_rows, token_ids] += 2
+    if token_counts.is_cuda:
+        from .triton_logit_edits import count_tokens as fast
+    else:
+        fast = reference_sampling.count_tokens
+    fast(token_counts, count_rows, token_ids)
 
 
 def add_to_logits(logits: Tensor, rows: Tensor, token_ids: Tensor, values: Tensor) -> None:
     """logits[rows[i], token_ids[i]] += values[i] in place: bias, and -inf for forbidden tokens. No pair twice; all [n]."""
-    logits[rows, token_ids] += values
+    if logits.is_cuda:
+        from .triton_logit_edits import add_to_logits as fast
+    else:
+        fast = reference_sampling.add_to_logits
+    fast(logits, rows, token_ids, values)
 
 
 def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-softmax of float32 logits [N, V] at token_ids int64 [N] and at the num_top likeliest tokens.
+    """Log-softmax of logits [N, V] of any float dtype at token_ids int64 [N] and at the num_top likeliest tokens.
 
     Returns ids int32 [N, 1 + num_top] (the token itself first, the others in falling order), their logprobs float32 of the
     same shape, and ranks int32 [N] (1 + number of likelier tokens).
     """
+    if logits.is_cuda:
+        from .triton_logprobs import top_logprobs as fast
+
+        return fast(logits, token_ids, num_top)
     return reference_sampling.top_logprobs(logits, token_ids, num_top)
