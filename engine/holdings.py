@@ -77,7 +77,7 @@ class Holdings:
         self._blocks.register(table, hashes, num_blocks)
 
     def register_decoded(self, slot: int) -> None:
-        """Offers the full blocks of a request that decodes: all it computed in completed steps, which is all but its last id."""
+        """Offers the full blocks of a request that decodes: what completed steps computed, all but its last id."""
         request = self._running.requests[slot]
         assert request is not None, "who decodes has a slot"
         num_computed_tokens = int(self._running.num_known[slot]) - 1

@@ -179,7 +179,8 @@ class KVBlocks:
     def append_each(self, tables: Sequence[BlockTable], first_positions: Sequence[int]) -> list[list[int]] | None:
         """One block more for each table, whose next query is at its first position: per group the ids, one a table.
 
-        Gives back what those queries cannot see; without windows nobody looks at the positions. None, with nothing appended, when the pool has too few blocks.
+        Gives back what those queries cannot see; without windows, positions are not looked at. None, with nothing appended,
+        when the pool has too few blocks.
         """
         for group in self._window_groups:
             for table, first_position in zip(tables, first_positions, strict=True):

@@ -55,7 +55,10 @@ class PlainTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
-    """All that a step has to tell; no request is in both parts. Iterating, before the next step, is the slow way to all of it."""
+    """All that a step has to tell; no request is in both parts.
+
+    Iterating is the slow way to all of it, and has to begin before the next step.
+    """
 
     special: list[RequestOutput] = field(default_factory=list)
     """First and last outputs, and those with logprobs."""

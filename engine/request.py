@@ -2,8 +2,8 @@
 
 Two counters say everything about progress. The tokens of a request are the ids the host knows plus those that a launched step
 has sampled and not returned yet ("pending"); its computed tokens are the positions whose KV has been computed or launched. A
-step lets the second catch up with the first. Once a request decodes, both are counted in running.Running, where a step moves all
-of them at once; this object has what was true when it last owned no slot. Only the scheduler changes either.
+step lets the second catch up with the first. Once a request decodes, both are counted in running.Running, where a step moves
+all of them at once; this object has what was true when it last owned no slot. Only the scheduler changes either.
 """
 
 from __future__ import annotations

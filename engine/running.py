@@ -1,7 +1,7 @@
 """The running requests as arrays by slot, so that a step moves all that decode with a few array operations.
 
 A request is here from the moment it takes a slot until it gives it back. `epochs` tells a slot's bearers apart: what a step in
-flight yields for another epoch than the slot's present one belongs to somebody who is gone. Arrays are indexed with int64 slots.
+flight yields for another epoch than the slot's present one belongs to somebody who is gone.
 """
 
 from __future__ import annotations
@@ -131,6 +131,6 @@ def _untouched_memory(num_rows: int, num_columns: int) -> NDArray[np.int32]:
     """[num_rows, num_columns] of memory that costs nothing until it is written; rows do not share their place in the cache."""
     stride = (num_columns // _CACHE_LINE_TOKENS + 2) * _CACHE_LINE_TOKENS
     num_bytes = num_rows * stride * 4
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, np.int32).reshape(num_rows, stride)[:, :num_columns]

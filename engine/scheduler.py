@@ -96,7 +96,7 @@ class Scheduler:
         )
 
     def submit(self, key: Hashable, submit: Submit, handle: int = 0) -> None:
-        """Takes a request into the queue; raises Refused. Its tokens come with `handle`, an int64, where they come as arrays."""
+        """Takes a request into the queue; raises Refused. `handle`, an int64, comes with its tokens."""
         assert key not in self._book.by_key, "two requests of one key at once"
         request = admit(
             key, submit, self.limits, self.blocks, handle=handle, arrival=self._num_arrivals, arrival_s=self._clock()
