@@ -40,7 +40,9 @@ class Limits:
     eos_token_ids: frozenset[int]
 
 
-def admit(key: Hashable, submit: Submit, limits: Limits, blocks: KVBlocks, *, arrival: int, arrival_s: float) -> Request:
+def admit(
+    key: Hashable, submit: Submit, limits: Limits, blocks: KVBlocks, *, handle: int = 0, arrival: int, arrival_s: float
+) -> Request:
     """The request of a Submit that can run; raises Refused for one that cannot."""
     token_ids = _read_token_ids(submit, limits)
     num_prompt_tokens = len(token_ids) - submit.num_output_tokens
@@ -59,6 +61,7 @@ def admit(key: Hashable, submit: Submit, limits: Limits, blocks: KVBlocks, *, ar
         )
     return Request(
         key=key,
+        handle=handle,
         arrival=arrival,
         arrival_s=arrival_s,
         priority=submit.priority,

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from ..ipc.messages import Submit
 from .errors import Refused
-from .outputs import RequestOutput
+from .outputs import RequestOutput, StepOutputs
 from .plan import PendingStep, Runner, StepPlan, StepResult
 from .scheduler import Scheduler
 
-__all__ = ["EngineCore", "Refused", "RequestOutput"]
+__all__ = ["EngineCore", "Refused", "RequestOutput", "StepOutputs"]
 
 MAX_FAILURE_STREAK = 8
 """The n-th failed step of a streak costs 2 ** (n - 1) requests; one more than this and the runner is taken for broken."""
@@ -60,24 +60,27 @@ class EngineCore:
         """Whether `step` has anything to compute, to wait for or to tell."""
         return self.scheduler.has_work
 
-    def submit(self, key: Hashable, submit: Submit) -> None:
-        """Takes a request in; raises Refused. No other request may have the same key until this one has ended."""
-        self.scheduler.submit(key, submit)
+    def submit(self, key: Hashable, submit: Submit, handle: int = 0) -> None:
+        """Takes a request in; raises Refused. No other request may have the same key until this one has ended.
+
+        `handle`, an int64, comes with its tokens where they come as arrays.
+        """
+        self.scheduler.submit(key, submit, handle)
 
     def abort(self, key: Hashable) -> None:
         """Ends a request; its output comes with the next step. A key that is unknown or has ended is ignored."""
         self.scheduler.abort(key)
 
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> StepOutputs:
         """Advances the engine by one step; returns what there is to tell. Raises when the runner keeps failing."""
         return self._step_overlapped() if self._overlap else self._step_synchronously()
 
-    def _step_synchronously(self) -> list[RequestOutput]:
+    def _step_synchronously(self) -> StepOutputs:
         plan = self.scheduler.plan()
         launched = self._launch(plan)
         return self._collect(launched)
 
-    def _step_overlapped(self) -> list[RequestOutput]:
+    def _step_overlapped(self) -> StepOutputs:
         plan = self.scheduler.plan()
         previous, self._in_flight = self._in_flight, self._launch(plan)
         return self._collect(previous)
@@ -90,7 +93,7 @@ class EngineCore:
         except Exception as error:
             return _Launched(plan, _FailedLaunch(error))
 
-    def _collect(self, launched: _Launched | None) -> list[RequestOutput]:
+    def _collect(self, launched: _Launched | None) -> StepOutputs:
         """Waits for a step and returns what it yields, together with what ended without a step."""
         if launched is None:
             return self.scheduler.take_ended()
@@ -104,7 +107,7 @@ class EngineCore:
             self._failure_streak = 0
         return self.scheduler.update(launched.plan, result)
 
-    def _recover(self, error: Exception) -> list[RequestOutput]:
+    def _recover(self, error: Exception) -> StepOutputs:
         """The step raised: what was launched after it read its void state and is void too."""
         if self._in_flight is not None:
             with contextlib.suppress(Exception):

@@ -53,10 +53,16 @@ class PrefixHit:
 
 def extend_block_hashes(hashes: list[bytes], token_ids: array[int], block_size: int, salt: str) -> None:
     """Appends the chained digests of the full blocks of int32 `token_ids` that `hashes` lacks."""
-    for start in range(len(hashes) * block_size, len(token_ids) - block_size + 1, block_size):
-        parent = hashes[-1] if hashes else blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
-        block = token_ids[start : start + block_size].tobytes()
-        hashes.append(blake2b(parent + block, digest_size=_DIGEST_BYTES).digest())
+    append_block_hashes(hashes, token_ids[len(hashes) * block_size :].tobytes(), block_size, salt)
+
+
+def append_block_hashes(hashes: list[bytes], token_bytes: bytes, block_size: int, salt: str) -> None:
+    """The same for the int32 ids that follow those of `hashes`; ids of a block that is not full are left out."""
+    parent = hashes[-1] if hashes else blake2b(salt.encode(), digest_size=_DIGEST_BYTES).digest()
+    num_block_bytes = 4 * block_size
+    for start in range(0, len(token_bytes) - num_block_bytes + 1, num_block_bytes):
+        parent = blake2b(parent + token_bytes[start : start + num_block_bytes], digest_size=_DIGEST_BYTES).digest()
+        hashes.append(parent)
 
 
 class KVBlocks:
@@ -80,6 +86,11 @@ class KVBlocks:
         self._window_groups = [group for group, window in enumerate(self.windows) if window is not None]
         self._nothing: NewBlockIds = tuple(() for _ in self.windows)
         self._tables: set[BlockTable] = set()
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether any group sees less than the whole context."""
+        return bool(self._window_groups)
 
     @property
     def usage(self) -> float:
@@ -164,6 +175,25 @@ class KVBlocks:
             row.extend(block_ids)
             appended.append(tuple(block_ids))
         return tuple(appended)
+
+    def append_each(self, tables: Sequence[BlockTable], first_positions: Sequence[int]) -> list[list[int]] | None:
+        """One block more for each table, whose next query is at its first position: per group the ids, one a table.
+
+        Gives back what those queries cannot see; without windows, positions are not looked at. None, with nothing appended,
+        when the pool has too few blocks.
+        """
+        for group in self._window_groups:
+            for table, first_position in zip(tables, first_positions, strict=True):
+                self._free_behind_window(table, group, first_position)
+        if len(tables) * len(self.windows) > self.pool.num_available:
+            return None
+        appended = []
+        for group in range(len(self.windows)):
+            block_ids = self.pool.allocate(len(tables))
+            for table, block_id in zip(tables, block_ids, strict=True):
+                table.rows[group].append(block_id)
+            appended.append(block_ids)
+        return appended
 
     def _free_behind_window(self, table: BlockTable, group: int, first_position: int) -> None:
         row = table.rows[group]

@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..ipc.messages import FinishReason, Metric, RejectReason, Sample
 from .request import Request
 
@@ -25,6 +28,7 @@ class Histogram:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
+        self._bounds = np.array(bounds)
         self.sum = 0.0
         self._counts = [0] * (len(bounds) + 1)
 
@@ -32,6 +36,13 @@ class Histogram:
         """Takes the same value so many times."""
         self._counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
+
+    def observe_each(self, values: NDArray[np.float64], times: int) -> None:
+        """Takes each of the values so many times."""
+        buckets = np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
+        for index in np.flatnonzero(buckets).tolist():
+            self._counts[index] += times * int(buckets[index])
+        self.sum += float(values.sum()) * times
 
     def sample(self) -> Sample:
         """Its state with cumulative bucket counts."""
@@ -81,8 +92,6 @@ class EngineMetrics:
             "request_generation_tokens": Histogram(_TOKENS),
             "iteration_tokens_total": Histogram(_TOKENS),
         }
-        self._gap_s = 0.0
-        self._num_gaps = 0
         self._http_of: dict[bytes, dict[str, int]] = {}
         self._http_of_gone: Counter[str] = Counter()
 
@@ -95,25 +104,25 @@ class EngineMetrics:
             self.num_prefix_queries += len(request.token_ids)
             self.num_prefix_hits += num_hit_tokens
 
-    def on_step(self, num_tokens: int) -> None:
-        """A step with so many tokens was planned."""
-        self._histograms["iteration_tokens_total"].observe(num_tokens)
+    def on_step(self, num_tokens: int, times: int = 1) -> None:
+        """A step with so many tokens was planned, so many times in a row."""
+        self._histograms["iteration_tokens_total"].observe(num_tokens, times)
 
-    def on_token(self, request: Request, now_s: float) -> None:
-        """A step yielded output for the request. Gaps that are alike, as those of one step mostly are, are counted together."""
-        if request.last_token_s is None:
-            self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_s)
+    def on_first_token(self, request: Request, now_s: float) -> None:
+        """A request's first output token."""
+        self._histograms["time_to_first_token_seconds"].observe(now_s - request.arrival_s)
+
+    def on_gap(self, gap_s: float, times: int) -> None:
+        """So many tokens of a request came so long after the one before."""
+        self._histograms["inter_token_latency_seconds"].observe(gap_s, times)
+
+    def on_gaps(self, gaps_s: NDArray[np.float64], times: int) -> None:
+        """So many tokens of each of n requests came so long after the one before; mostly all n gaps are the same."""
+        histogram = self._histograms["inter_token_latency_seconds"]
+        if gaps_s[0] == gaps_s[-1] and (gaps_s == gaps_s[0]).all():
+            histogram.observe(float(gaps_s[0]), times * len(gaps_s))
         else:
-            gap_s = now_s - request.last_token_s
-            if gap_s != self._gap_s:
-                self._flush_gaps()
-                self._gap_s = gap_s
-            self._num_gaps += 1
-        request.last_token_s = now_s
-
-    def _flush_gaps(self) -> None:
-        self._histograms["inter_token_latency_seconds"].observe(self._gap_s, self._num_gaps)
-        self._num_gaps = 0
+            histogram.observe_each(gaps_s, times)
 
     def on_finished(self, request: Request, reason: FinishReason, now_s: float) -> None:
         """A request's terminal event."""
@@ -121,7 +130,7 @@ class EngineMetrics:
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._histograms["e2e_request_latency_seconds"].observe(now_s - request.arrival_s)
             self._histograms["request_prompt_tokens"].observe(request.num_prompt_tokens)
-            self._histograms["request_generation_tokens"].observe(request.num_known_output_tokens)
+            self._histograms["request_generation_tokens"].observe(len(request.token_ids) - request.num_prompt_tokens)
 
     def set_http_responses(self, identity: bytes, totals: Mapping[str, int]) -> None:
         """A frontend's running totals, "route status" -> responses; replaces what it said before."""
@@ -135,7 +144,6 @@ class EngineMetrics:
 
     def export(self, gauges: Gauges) -> tuple[Metric, ...]:
         """All families at this moment."""
-        self._flush_gaps()
         return (*_gauge_metrics(gauges), *self._counter_metrics(), *self._histogram_metrics())
 
     def _counter_metrics(self) -> list[Metric]:

@@ -1,8 +1,9 @@
-"""One request on its way through the engine: what is known of it, and the arithmetic of its progress.
+"""One request on its way through the engine, and the arithmetic of its progress.
 
-Two counters say everything about progress. `num_tokens` counts the ids the host knows plus those that a launched step has
-sampled and not returned yet ("pending"); `num_computed_tokens` counts the positions whose KV has been computed or launched. A
-step lets the second catch up with the first. Only the scheduler changes a request.
+Two counters say everything about progress. The tokens of a request are the ids the host knows plus those that a launched step
+has sampled and not returned yet ("pending"); its computed tokens are the positions whose KV has been computed or launched. A
+step lets the second catch up with the first. Once a request decodes, both are counted in running.Running, where a step moves
+all of them at once; this object has what was true when it last owned no slot. Only the scheduler changes either.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Request:
     """One request. Compared by identity: the same key may come back after its first bearer has ended."""
 
     key: Hashable
+    handle: int
+    """The caller's own number for it, int64; comes with its tokens where they come as arrays."""
     arrival: int
     """Running number, the order of arrival."""
     arrival_s: float
@@ -41,19 +44,20 @@ class Request:
     sampling: Sampling
     cache_salt: str
     token_ids: array[int]
-    """int32: prompt and output as far as the host knows them."""
+    """int32: prompt and output as far as the host knew them when the request last owned no slot."""
     num_prompt_tokens: int
     max_num_tokens: int
     """Prompt and output together may reach this: max_tokens or the context's end, whichever comes first."""
 
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
+    """Until the request decodes."""
     num_pending_tokens: int = 0
-    """Sampled by a launched step, not returned yet."""
+    """Sampled by launched steps before the request lost its slot, not returned yet."""
     slot: int | None = None
     blocks: BlockTable | None = None
     block_hashes: list[bytes] = field(default_factory=list)
-    """Of the full blocks of `token_ids`, as far as they were needed."""
+    """Of the request's full blocks, as far as they were needed."""
     num_preemptions: int = 0
     num_cached_tokens: int | None = None
     """Prompt tokens the prefix cache gave when the request first started."""
@@ -64,26 +68,12 @@ class Request:
     scheduled_s: float | None = None
     """When the request first left the queue."""
     last_token_s: float | None = None
+    """When its last token came, as known when it last owned no slot; None before the first."""
 
     @property
     def order(self) -> tuple[int, int]:
         """Sorts requests: who comes first is served first and preempted last."""
         return (self.priority, self.arrival)
-
-    @property
-    def num_tokens(self) -> int:
-        """Known and pending tokens."""
-        return len(self.token_ids) + self.num_pending_tokens
-
-    @property
-    def num_known_output_tokens(self) -> int:
-        """Output tokens the host knows, those that came with the request included."""
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
-    def num_output_tokens(self) -> int:
-        """The same with pending ones."""
-        return len(self.token_ids) + self.num_pending_tokens - self.num_prompt_tokens
 
     @property
     def only_scores(self) -> bool:
@@ -92,21 +82,17 @@ class Request:
 
     @property
     def num_tokens_to_compute(self) -> int:
-        """How far computing lags behind; 0 once nothing more is to be sampled, for the last token's KV serves nobody."""
-        num_tokens = len(self.token_ids) + self.num_pending_tokens
-        if num_tokens >= self.max_num_tokens and not self.only_scores:
-            return 0
-        return num_tokens - self.num_computed_tokens
+        """How far computing lags behind, of a request that waits or whose known tokens are not all computed yet."""
+        return len(self.token_ids) - self.num_computed_tokens
 
-    def reason_to_end(self, eos_token_ids: frozenset[int]) -> FinishReason | None:
-        """Whether the last known token ends the request. STOP goes before LENGTH."""
+    def reason_to_end(self, token_id: int, num_tokens: int, eos_token_ids: frozenset[int]) -> FinishReason | None:
+        """Whether a last token `token_id`, with which there are `num_tokens`, ends the request. STOP goes before LENGTH."""
         sampling = self.sampling
-        token_id = self.token_ids[-1]
-        if self.num_known_output_tokens > sampling.min_tokens and (
+        if num_tokens - self.num_prompt_tokens > sampling.min_tokens and (
             token_id in sampling.stop_token_ids or (token_id in eos_token_ids and not sampling.ignore_eos)
         ):
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
+        return FinishReason.LENGTH if num_tokens >= self.max_num_tokens else None
 
     @property
     def owes_prompt_logprobs(self) -> bool:

@@ -2,97 +2,163 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .kv_blocks import ABSENT_BLOCK_ID, NewBlockIds, PrefixHit
-from .plan import ScheduledRequest, StartedRequest, StepPlan
+import numpy as np
+
+from .decoding import DecodeRows
+from .kv_blocks import NewBlockIds
+from .plan import NewBlocks, ScheduledChunk, StartedRequest, StepPlan
 from .request import Request
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One request's part in a launched step. Results find their request through it, whoever owns the slot by then."""
+    """One request's chunk in a launched step. Results find their request through it, whoever owns the slot by then."""
 
     request: Request
-    scheduled: ScheduledRequest
     num_preemptions: int
     """The request's count when the step was planned: another count by now means that what the step computed is lost."""
-
-    @property
-    def samples(self) -> bool:
-        """The step yields output for the request."""
-        return self.scheduled.samples_position is not None
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """What is computed once the step is done."""
-        return self.scheduled.num_computed_tokens + self.scheduled.num_new_tokens
+    num_computed_tokens: int
+    """What is computed once the step is done."""
+    samples: bool
+    """The step yields output for the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A plan, and whose its `requests` are."""
+    """A plan, and whose its rows are."""
 
     plan: StepPlan
-    shares: tuple[Share, ...]
+    decodes: DecodeRows
+    chunks: tuple[Share, ...]
+    launched_s: float
+
+
+class BlockEntries:
+    """New entries of one KV group's block tables."""
+
+    def __init__(self) -> None:
+        self.slots: list[int] = []
+        self.columns: list[int] = []
+        self.block_ids: list[int] = []
+
+    def extend(self, slots: Sequence[int], columns: Sequence[int], block_ids: Sequence[int]) -> None:
+        """Adds entries, given as three sequences of one length."""
+        self.slots += slots
+        self.columns += columns
+        self.block_ids += block_ids
+
+    def drop(self, slot: int) -> None:
+        """Takes a slot's entries out again."""
+        kept = [entry for entry in zip(self.slots, self.columns, self.block_ids, strict=True) if entry[0] != slot]
+        self.slots, self.columns, self.block_ids = ([entry[i] for entry in kept] for i in range(3))
+
+    def finish(self) -> NewBlocks:
+        """As arrays."""
+        if not self.slots:
+            return _NO_BLOCKS
+        entries = np.array((self.slots, self.columns, self.block_ids), np.int32)
+        return NewBlocks(slots=entries[0], columns=entries[1], block_ids=entries[2])
+
+
+_NOTHING = np.zeros(0, np.int32)
+_NO_BLOCKS = NewBlocks(slots=_NOTHING, columns=_NOTHING, block_ids=_NOTHING)
 
 
 class StepDraft:
-    """Collects what one step computes, up to `budget` tokens."""
+    """Collects what one step computes: `decodes` first, then chunks of up to `budget` tokens."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, decodes: DecodeRows, budget: int, num_groups: int) -> None:
+        self.decodes = decodes
+        self.num_decode_steps = 1
         self.budget = budget
         """Tokens the step can still take."""
         self.has_preempted = False
-        self._started: dict[Request, StartedRequest] = {}
-        self._scheduled: dict[Request, ScheduledRequest] = {}
+        self.entries = [BlockEntries() for _ in range(num_groups)]
+        self._started: list[StartedRequest] = []
+        self._chunks: list[ScheduledChunk] = []
+        self._shares: list[Share] = []
 
-    def start(self, request: Request, hit: PrefixHit, num_new_tokens: int, new_block_ids: NewBlockIds) -> None:
-        """Adds a request that has just got its slot; its row begins with the blocks taken over from the prefix cache."""
-        row_starts = tuple(
-            (*(ABSENT_BLOCK_ID if block_id is None else block_id for block_id in row), *new)
-            for row, new in zip(hit.rows, new_block_ids, strict=True)
-        )
-        self.add(request, num_new_tokens, row_starts)
-        self._started[request] = StartedRequest(
-            slot=self._scheduled[request].slot,
-            sampling=request.sampling,
-            prompt_token_ids=request.token_ids[: request.num_prompt_tokens].tolist(),
-            output_token_ids=request.token_ids[request.num_prompt_tokens :].tolist(),
+    def limit(self, num_tokens: int) -> None:
+        """No more than so many tokens from here on."""
+        self.budget = min(self.budget, num_tokens)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be computed."""
+        return not self._chunks and not len(self.decodes)
+
+    @property
+    def chunks(self) -> Sequence[Share]:
+        """In the order of the plan."""
+        return self._shares
+
+    def add_blocks(self, request: Request, new_block_ids: NewBlockIds) -> None:
+        """Blocks that were appended to a request's rows."""
+        assert request.blocks is not None
+        assert request.slot is not None
+        num_new = len(new_block_ids[0])
+        if num_new:
+            end = len(request.blocks.rows[0])
+            for entries, block_ids in zip(self.entries, new_block_ids, strict=True):
+                entries.extend([request.slot] * num_new, range(end - num_new, end), block_ids)
+
+    def start(self, request: Request) -> None:
+        """A request has just got its slot; its rows begin with the blocks taken over from the prefix cache."""
+        assert request.blocks is not None
+        assert request.slot is not None
+        for entries, row in zip(self.entries, request.blocks.rows, strict=True):
+            columns = [column for column, block_id in enumerate(row) if block_id is not None]
+            entries.extend([request.slot] * len(columns), columns, [block_id for block_id in row if block_id is not None])
+        num_prompt_tokens = request.num_prompt_tokens
+        self._started.append(
+            StartedRequest(
+                slot=request.slot,
+                sampling=request.sampling,
+                prompt_token_ids=request.token_ids[:num_prompt_tokens],
+                output_token_ids=request.token_ids[num_prompt_tokens:],
+            )
         )
 
-    def add(self, request: Request, num_new_tokens: int, new_block_ids: NewBlockIds) -> None:
-        """Adds the next `num_new_tokens` positions of a request. The last known position samples, pending ones included."""
+    def add_chunk(self, request: Request, num_new_tokens: int) -> None:
+        """Adds the next `num_new_tokens` positions of a request. The last known position samples."""
+        assert request.slot is not None, "a running request has a slot"
         start = request.num_computed_tokens
         end = start + num_new_tokens
-        samples = end == request.num_tokens and not request.only_scores
-        assert request.slot is not None, "a running request has a slot"
-        self._scheduled[request] = ScheduledRequest(
-            slot=request.slot,
-            num_computed_tokens=start,
-            num_new_tokens=num_new_tokens,
-            token_ids=request.token_ids[start:end].tolist() if end <= len(request.token_ids) else None,
-            new_block_ids=new_block_ids,
-            samples_position=request.num_output_tokens if samples else None,
+        samples = end == len(request.token_ids) and not request.only_scores
+        self._chunks.append(
+            ScheduledChunk(
+                slot=request.slot,
+                num_computed_tokens=start,
+                token_ids=_int32s(request.token_ids[start:end]),
+                samples_position=end - request.num_prompt_tokens if samples else None,
+            )
         )
+        self._shares.append(Share(request, request.num_preemptions, end, samples))
         self.budget -= num_new_tokens
 
     def drop(self, request: Request) -> None:
-        """Takes a request out again, if it is in."""
-        scheduled = self._scheduled.pop(request, None)
-        if scheduled is not None:
-            self.budget += scheduled.num_new_tokens
-        self._started.pop(request, None)
+        """A request that is preempted: its blocks go. Of those in the draft, only decodes can be newer than who comes next."""
+        assert request.slot is not None, "a running request has a slot"
+        self.has_preempted = True
+        for entries in self.entries:
+            entries.drop(request.slot)
 
-    def finish(self) -> LaunchedStep | None:
-        """The step, its requests counted on as if it had run; None when it is empty."""
-        if not self._scheduled:
-            return None
-        shares = []
-        for request, scheduled in self._scheduled.items():
-            share = Share(request, scheduled, request.num_preemptions)
-            request.num_computed_tokens = share.num_computed_tokens
-            request.num_pending_tokens += share.samples
-            shares.append(share)
-        plan = StepPlan(started=tuple(self._started.values()), requests=tuple(self._scheduled.values()))
-        return LaunchedStep(plan, tuple(shares))
+    def finish(self, launched_s: float) -> LaunchedStep:
+        """The plan."""
+        plan = StepPlan(
+            started=tuple(self._started),
+            decode_slots=self.decodes.plan_slots,
+            chunks=tuple(self._chunks),
+            new_blocks=tuple(entries.finish() for entries in self.entries),
+            num_decode_steps=self.num_decode_steps,
+        )
+        return LaunchedStep(plan, self.decodes, tuple(self._shares), launched_s)
+
+
+def _int32s(token_ids: array[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """Over the memory of a slice nobody else has."""
+    return np.frombuffer(token_ids, np.int32)

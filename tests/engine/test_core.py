@@ -116,7 +116,7 @@ def test_a_failed_step_costs_its_newest_request_and_no_token_of_the_others(
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlapped", "synchronous"])
 def test_an_old_request_that_breaks_every_step_is_found_and_the_engine_goes_on(overlap: bool) -> None:
     def has_poison(_: int, plan: StepPlan) -> bool:
-        return any(request.token_ids is not None and 500 in request.token_ids for request in plan.requests)
+        return any(500 in chunk.token_ids for chunk in plan.chunks)
 
     core = make_failing_core(has_poison, at_launch=False, overlap=overlap)
     collected = run_to_end(core, {key: make_submit([500 if key == 0 else key], 10) for key in range(8)})

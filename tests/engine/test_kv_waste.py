@@ -6,6 +6,7 @@ import math
 import random
 
 from penstock.engine.plan import StepResult
+from tests.engine.plan_reader import PlanReader, sampled_everywhere
 from tests.engine.toy_engine import make_scheduler, make_submit
 
 
@@ -25,11 +26,13 @@ def test_less_than_four_percent_of_owned_kv_is_empty() -> None:
     )
     for key, (num_prompt_tokens, num_output_tokens) in enumerate(chat_lengths(1000)):
         scheduler.submit(key, make_submit([1] * num_prompt_tokens, num_output_tokens))
+    device = PlanReader()
     num_owned = num_stored = 0
     while (plan := scheduler.plan()) is not None:
+        device.read(plan)
         num_owned += scheduler.blocks.pool.num_owned * 16
-        num_stored += sum(request.num_computed_tokens for request in scheduler._running)
-        scheduler.update(plan, StepResult(token_ids=[[] if r.samples_position is None else [7] for r in plan.requests]))
+        num_stored += sum(device.num_computed[request.slot] for request in scheduler._book.running if request.slot is not None)
+        scheduler.update(plan, StepResult(token_ids=sampled_everywhere(plan, 7)))
     waste = 1 - num_stored / num_owned
     print(f"KV waste: {waste:.2%}")
     assert 0 < waste < 0.04

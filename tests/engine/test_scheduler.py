@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,19 +10,27 @@ import pytest
 from penstock.engine.plan import PositionLogprobs, StepPlan, StepResult
 from penstock.engine.scheduler import Scheduler
 from penstock.ipc.messages import FinishReason
+from tests.engine.plan_reader import PlanReader, RowRead, sampled_everywhere
 from tests.engine.toy_engine import make_scheduler, make_submit
+
+_READERS: weakref.WeakKeyDictionary[Scheduler, PlanReader] = weakref.WeakKeyDictionary()
+_ROWS: list[tuple[StepPlan, list[RowRead]]] = []
 
 
 def planned(scheduler: Scheduler) -> StepPlan:
     plan = scheduler.plan()
     assert plan is not None
+    _ROWS.append((plan, _READERS.setdefault(scheduler, PlanReader()).read(plan)))
     return plan
+
+
+def rows_of(plan: StepPlan) -> list[RowRead]:
+    return next(rows for other, rows in _ROWS if other is plan)
 
 
 def result_of(plan: StepPlan, token_id: int = 7, **fields: Any) -> StepResult:
     """Every request that samples gets `token_id`."""
-    sampled = [[] if request.samples_position is None else [token_id] for request in plan.requests]
-    return StepResult(token_ids=sampled, **fields)
+    return StepResult(token_ids=sampled_everywhere(plan, token_id), **fields)
 
 
 def run_step(scheduler: Scheduler, token_id: int = 7) -> list[tuple[Any, list[int], FinishReason | None]]:
@@ -33,24 +42,24 @@ def run_step(scheduler: Scheduler, token_id: int = 7) -> list[tuple[Any, list[in
 
 def work(plan: StepPlan) -> list[tuple[int, int, int]]:
     """(slot, computed, new) per request."""
-    return [(request.slot, request.num_computed_tokens, request.num_new_tokens) for request in plan.requests]
+    return [(row.slot, row.num_computed_tokens, row.num_new_tokens) for row in rows_of(plan)]
 
 
 def test_a_request_starts_with_its_prompt_and_goes_on_token_by_token() -> None:
     scheduler = make_scheduler()
     scheduler.submit("a", make_submit([1, 2, 3, 4, 5], 3))
     plan = planned(scheduler)
-    assert [(started.slot, started.prompt_token_ids, started.output_token_ids) for started in plan.started] == [
+    assert [(started.slot, list(started.prompt_token_ids), list(started.output_token_ids)) for started in plan.started] == [
         (0, [1, 2, 3, 4, 5], [])
     ]
-    (request,) = plan.requests
+    (request,) = rows_of(plan)
     assert work(plan) == [(0, 0, 5)]
     assert (request.token_ids, request.new_block_ids, request.samples_position) == ([1, 2, 3, 4, 5], ((0, 1),), 0)
     (output,) = scheduler.update(plan, result_of(plan, 7))
     assert (output.position, output.token_ids, output.finish_reason, output.num_cached_tokens) == (0, [7], None, 0)
     plan = planned(scheduler)
     assert plan.started == ()
-    (request,) = plan.requests
+    (request,) = rows_of(plan)
     assert work(plan) == [(0, 5, 1)]
     assert (request.token_ids, request.new_block_ids, request.samples_position) == ([7], ((),), 1)
     (output,) = scheduler.update(plan, result_of(plan, 8))
@@ -69,10 +78,10 @@ def test_a_long_prompt_is_computed_in_chunks_next_to_decodes_which_come_first() 
     assert work(planned(scheduler)) == [(0, 2, 1), (1, 0, 5)]
     plan = planned(scheduler)
     assert work(plan) == [(0, 3, 1), (1, 5, 5)]
-    assert plan.requests[1].samples_position is None
+    assert rows_of(plan)[1].samples_position is None
     plan = planned(scheduler)
     assert work(plan) == [(0, 4, 1), (1, 10, 2), (2, 0, 3)]
-    assert [request.samples_position for request in plan.requests] == [3, 0, 0]
+    assert [request.samples_position for request in rows_of(plan)] == [3, 0, 0]
 
 
 def test_a_token_still_on_the_device_is_none_in_the_plan() -> None:
@@ -80,14 +89,14 @@ def test_a_token_still_on_the_device_is_none_in_the_plan() -> None:
     scheduler.submit("a", make_submit([1, 2], 3))
     first = planned(scheduler)
     second = planned(scheduler)
-    assert second.requests[0].token_ids is None
-    assert second.requests[0].samples_position == 1
-    assert scheduler.update(first, result_of(first, 7))[0].token_ids == [7]
+    assert rows_of(second)[0].token_ids is None
+    assert rows_of(second)[0].samples_position == 1
+    assert list(scheduler.update(first, result_of(first, 7)))[0].token_ids == [7]
     third = planned(scheduler)
-    assert third.requests[0].token_ids is None
+    assert rows_of(third)[0].token_ids is None
     assert scheduler.plan() is None, "max_tokens is known beforehand: nothing is wasted"
-    assert scheduler.update(second, result_of(second, 8))[0].finish_reason is None
-    assert scheduler.update(third, result_of(third, 9))[0].finish_reason is FinishReason.LENGTH
+    assert list(scheduler.update(second, result_of(second, 8)))[0].finish_reason is None
+    assert list(scheduler.update(third, result_of(third, 9)))[0].finish_reason is FinishReason.LENGTH
 
 
 def test_a_stop_found_late_wastes_one_token_that_nobody_sees() -> None:
@@ -99,7 +108,7 @@ def test_a_stop_found_late_wastes_one_token_that_nobody_sees() -> None:
     scheduler.submit("b", make_submit([4, 5]))
     third = planned(scheduler)
     assert work(third) == [(0, 0, 2)], "slot and blocks are free before the wasted step is through"
-    assert scheduler.update(second, result_of(second, 99)) == []
+    assert list(scheduler.update(second, result_of(second, 99))) == []
     (output,) = scheduler.update(third, result_of(third, 6))
     assert (output.key, output.token_ids) == ("b", [6])
 
@@ -112,7 +121,7 @@ def test_the_newest_request_is_preempted_and_the_oldest_advances() -> None:
     run_step(scheduler)  # both fill their second block
     plan = planned(scheduler)
     assert work(plan) == [(0, 8, 1)]
-    assert plan.requests[0].new_block_ids == ((3,),)
+    assert rows_of(plan)[0].new_block_ids == ((3,),)
     assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
     assert scheduler.metrics.num_preemptions == 1
     scheduler.update(plan, result_of(plan))
@@ -120,8 +129,8 @@ def test_the_newest_request_is_preempted_and_the_oldest_advances() -> None:
         assert scheduler.num_waiting == 1
     plan = planned(scheduler)
     (started,) = plan.started
-    assert (started.prompt_token_ids, started.output_token_ids) == ([2] * 7, [7, 7])
-    assert plan.requests[0].samples_position == 2
+    assert (list(started.prompt_token_ids), list(started.output_token_ids)) == ([2] * 7, [7, 7])
+    assert rows_of(plan)[0].samples_position == 2
 
 
 def test_a_preempted_request_waits_for_its_pending_token() -> None:
@@ -136,8 +145,8 @@ def test_a_preempted_request_waits_for_its_pending_token() -> None:
     scheduler.update(first, result_of(first, 5))
     scheduler.update(second, result_of(second, 6))
     plan = planned(scheduler)
-    assert plan.requests[0].token_ids == [*[2] * 8, 5]
-    assert plan.requests[0].samples_position == 1
+    assert rows_of(plan)[0].token_ids == [*[2] * 8, 5]
+    assert rows_of(plan)[0].samples_position == 1
 
 
 def test_a_pending_token_is_waited_for_even_when_there_is_room() -> None:
@@ -150,7 +159,7 @@ def test_a_pending_token_is_waited_for_even_when_there_is_room() -> None:
     assert scheduler.plan() is None
     scheduler.update(first, result_of(first, 5))
     scheduler.update(second, result_of(second, 6))
-    assert planned(scheduler).requests[0].token_ids == [*[2] * 8, 5]
+    assert rows_of(planned(scheduler))[0].token_ids == [*[2] * 8, 5]
 
 
 def test_who_is_preempted_leaves_the_step_it_was_planned_for() -> None:
@@ -170,7 +179,7 @@ def test_a_request_that_is_preempted_while_it_stops_ends_once() -> None:
     scheduler.submit("new", make_submit([2] * 8, 9))
     first, second = planned(scheduler), planned(scheduler)
     assert [output.finish_reason for output in scheduler.update(first, result_of(first, 5))] == [FinishReason.STOP] * 2
-    assert scheduler.update(second, result_of(second, 6)) == []
+    assert list(scheduler.update(second, result_of(second, 6))) == []
     assert not scheduler.has_work
     scheduler.check_integrity()
 
@@ -188,7 +197,7 @@ def test_no_more_than_max_num_seqs_run() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     for key in "abc":
         scheduler.submit(key, make_submit([1], 2))
-    assert len(planned(scheduler).requests) == 2
+    assert planned(scheduler).num_rows == 2
     assert scheduler.num_waiting == 1
 
 
@@ -200,8 +209,8 @@ def test_a_conversation_finds_its_past_and_computes_the_rest() -> None:
     scheduler.submit("b", make_submit([1, 2, 3, 4, 5, 6, 7, 7, 9], 1))
     plan = planned(scheduler)
     assert work(plan) == [(0, 8, 1)]
-    assert plan.requests[0].new_block_ids == ((0, 1, 2),)
-    assert plan.requests[0].token_ids == [9]
+    assert rows_of(plan)[0].new_block_ids == ((0, 1, 2),)
+    assert rows_of(plan)[0].token_ids == [9]
     (output,) = scheduler.update(plan, result_of(plan))
     assert output.num_cached_tokens == 8
     assert (scheduler.metrics.num_prefix_queries, scheduler.metrics.num_prefix_hits) == (15, 8)
@@ -289,7 +298,7 @@ def test_a_prompt_can_be_scored_without_sampling() -> None:
     scheduler.submit("a", make_submit([1, 2, 3], 0))
     assert run_step(scheduler) == []
     plan = planned(scheduler)
-    assert plan.requests[0].samples_position is None
+    assert rows_of(plan)[0].samples_position is None
     (output,) = scheduler.update(plan, result_of(plan))
     assert (output.token_ids, output.finish_reason, output.num_cached_tokens) == ([], FinishReason.LENGTH, 0)
 
@@ -306,7 +315,7 @@ def test_prompt_logprobs_add_up_over_chunks_and_come_with_the_first_output() -> 
     scheduler.submit("a", make_submit([1, 2, 3, 4, 5, 6], 2, prompt_logprobs=0, logprobs=0))
     first = planned(scheduler)
     assert work(first) == [(0, 0, 4)], "a cached prefix has no logits"
-    assert scheduler.update(first, result_of(first, prompt_logprobs={0: logprobs_of(2, 3, 4, 5)})) == []
+    assert list(scheduler.update(first, result_of(first, prompt_logprobs={0: logprobs_of(2, 3, 4, 5)}))) == []
     second = planned(scheduler)
     result = result_of(second, prompt_logprobs={0: logprobs_of(6)}, logprobs={0: logprobs_of(7)})
     (output,) = scheduler.update(second, result)
@@ -364,8 +373,8 @@ def test_a_failed_step_costs_its_newest_request_and_the_others_begin_anew() -> N
     (output,) = scheduler.fail_in_flight(1, "out of memory")
     assert (output.key, output.finish_reason, output.error) == ("c", FinishReason.ERROR, "out of memory")
     plan = planned(scheduler)
-    assert [request.token_ids for request in plan.requests] == [[1, 2, 7], [1, 2, 7]]
-    assert [request.samples_position for request in plan.requests] == [1, 1]
+    assert [request.token_ids for request in rows_of(plan)] == [[1, 2, 7], [1, 2, 7]]
+    assert [request.samples_position for request in rows_of(plan)] == [1, 1]
     scheduler.check_integrity()
 
 
@@ -385,8 +394,8 @@ def test_a_resumed_request_goes_on_where_it_stopped() -> None:
     scheduler = make_scheduler()
     scheduler.submit("a", make_submit([1, 2], 4, output=[7, 8]))
     plan = planned(scheduler)
-    assert (plan.started[0].prompt_token_ids, plan.started[0].output_token_ids) == ([1, 2], [7, 8])
-    assert plan.requests[0].samples_position == 2
+    assert (list(plan.started[0].prompt_token_ids), list(plan.started[0].output_token_ids)) == ([1, 2], [7, 8])
+    assert rows_of(plan)[0].samples_position == 2
     (output,) = scheduler.update(plan, result_of(plan, 9))
     assert output.position == 2
     assert run_step(scheduler, 9) == [("a", [9], FinishReason.LENGTH)]

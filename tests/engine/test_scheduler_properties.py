@@ -13,7 +13,7 @@ from penstock.engine.core import EngineCore
 from penstock.engine.errors import Refused
 from penstock.engine.toy_config import ToyConfig, expected_tokens
 from penstock.ipc.messages import FinishReason, RejectReason, Submit
-from tests.engine.toy_engine import Collected, finish, make_core, make_submit, run_to_end
+from tests.engine.toy_engine import Collected, FixedPromptBudget, FixedRunAhead, finish, make_core, make_submit, run_to_end
 
 WINDOWS = [(None,), (None,), (6,), (None, 5), (3, 9)]
 
@@ -32,6 +32,8 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         max_num_batched_tokens=st.integers(1, 24),
         eos_one_in=st.sampled_from([None, 7]),
+        num_steps=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+        prompt_budget=st.sampled_from([1000, 0, 6]),
     )
     def start(
         self,
@@ -42,6 +44,8 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         max_num_batched_tokens: int,
         eos_one_in: int | None,
+        num_steps: list[int],
+        prompt_budget: int,
     ) -> None:
         self.toy = ToyConfig(vocab_size=50, windows=windows, eos_token_id=49, eos_one_in=eos_one_in, output_range=(0, 40))
         self.core = make_core(
@@ -52,6 +56,8 @@ class EngineMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=60,
+            run_ahead=FixedRunAhead(*num_steps),
+            prompt_budget=FixedPromptBudget(prompt_budget),
         )
         self.collected = Collected()
         self.submits: dict[int, Submit] = {}

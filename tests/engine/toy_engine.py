@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,10 @@ from penstock.engine.core import EngineCore
 from penstock.engine.kv_blocks import KVBlocks
 from penstock.engine.metrics import EngineMetrics
 from penstock.engine.outputs import RequestOutput
+from penstock.engine.pacing import PromptBudget, RunAhead
 from penstock.engine.plan import Runner
 from penstock.engine.scheduler import Scheduler
+from penstock.engine.step_draft import LaunchedStep
 from penstock.engine.toy_config import ToyConfig
 from penstock.engine.toy_runner import ToyRunner
 from penstock.ipc.messages import FinishReason, Sampling, Submit
@@ -31,6 +34,8 @@ def make_scheduler(
     max_model_len: int = 200,
     vocab_size: int = 512,
     eos_token_ids: Iterable[int] = (),
+    prompt_budget: PromptBudget | None = None,
+    run_ahead: RunAhead | None = None,
 ) -> Scheduler:
     """A scheduler over an empty pool."""
     limits = Limits(
@@ -47,7 +52,7 @@ def make_scheduler(
         max_step_tokens=max_num_batched_tokens,
         caches_prefixes=caches_prefixes,
     )
-    return Scheduler(limits, blocks, EngineMetrics())
+    return Scheduler(limits, blocks, EngineMetrics(), prompt_budget=prompt_budget, run_ahead=run_ahead)
 
 
 def make_core(config: ToyConfig, *, overlap: bool = True, runner: Runner | None = None, **scheduling: Any) -> EngineCore:
@@ -83,6 +88,30 @@ def make_submit(
         priority=priority,
         cache_salt=cache_salt,
     )
+
+
+class FixedRunAhead:
+    """A RunAhead by a list of numbers of steps, over and over."""
+
+    def __init__(self, *num_steps: int) -> None:
+        self._num_steps = itertools.cycle(num_steps)
+
+    def num_decode_steps(self) -> int:
+        return next(self._num_steps)
+
+    def note(self, step: LaunchedStep, now_s: float) -> None:
+        """Nothing is measured."""
+
+
+class FixedPromptBudget:
+    """A PromptBudget of so many tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+
+    def prompt_tokens(self, num_decodes: int, num_waiting_tokens: int) -> int:
+        assert num_waiting_tokens > 0
+        return self._num_tokens
 
 
 class Collected:
