@@ -94,7 +94,7 @@ def pack(rows: Sequence[Row], limits: Limits) -> Batch:
     from_device = np.array([row.token_ids is None for row in rows], np.bool_)
     context_lens = (starts + lengths).astype(np.int32)
     arrays: dict[str, NDArray[np.generic]] = {
-        "row_slots": slots,
+        "row_slots": slots.astype(np.int32),
         "query_start": query_start.astype(np.int32),
         "context_lens": context_lens,
         "token_ids": token_ids,
@@ -132,7 +132,6 @@ def _pack_blocks(rows: Sequence[Row], group: int, limits: Limits, arrays: dict[s
 
 def attention_batches(batch: Batch, arrays: dict[str, Tensor], slots: DeviceSlots, limits: Limits) -> list[AttentionBatch]:
     """Writes the step's new blocks into the block tables and says where attention finds what, per KV group."""
-    num_columns = -(-batch.max_context_len // limits.block_size)
     host_lengths = torch.from_numpy(batch.host_lengths)
     batches = []
     for group, table in enumerate(slots.block_tables):
@@ -141,7 +140,8 @@ def attention_batches(batch: Batch, arrays: dict[str, Tensor], slots: DeviceSlot
         block_of_token = table.view(-1).index_select(0, arrays["kv_places"]).long()
         batches.append(
             AttentionBatch(
-                block_table=table[:, :num_columns].index_select(0, arrays["row_slots"]),
+                block_table=table,
+                row_slots=arrays["row_slots"],
                 query_start=arrays["query_start"],
                 context_lens=arrays["context_lens"],
                 kv_slots=block_of_token * limits.block_size + arrays["kv_offsets"],

@@ -8,23 +8,66 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionBatch:
-    """R requests with T new tokens together, for the layers of one KV group. All tensors lie on the model's device.
+class SharedChunks:
+    """Stretches of keys that several rows read from the same physical blocks, so that each is read once for all of them.
 
-    Query i of request r sits at position `context_lens[r] - query_len[r] + i`. Only positions inside the context (and the
-    window) are ever read, so the rest of a row of the block table, and of the last block, may hold anything.
+    Only rows with one query token are members, only whole blocks before that token are shared, and a row's shared chunks are
+    its leading ones: they cover positions 0 .. shared_lens[row] - 1. Only for KV groups without a window. The host builds the
+    arrays (engine.shared_prefixes) and they hold for as long as the batch consists of the same rows.
+    """
+
+    members: Tensor
+    """int32 [M]: rows of the batch, item by item."""
+    items: Tensor
+    """int32 [I, 5]: (first in `members`, number of members, first position, end position, index of the chunk in its rows'
+    order), with SHARED_MEMBERS_PER_ITEM members at most; an item of no members is padding."""
+    shared_lens: Tensor
+    """int32 [R]: positions of the row that shared items cover; 0 for rows that share nothing."""
+    num_chunks: Tensor
+    """int32 [R]: shared items that cover them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeWork:
+    """What ops.plan_attention worked out on the device for rows with few query tokens; used by all layers of a KV group."""
+
+    items: Tensor
+    """int32 [max_items, 8], fields as in kernels.triton_decode_plan."""
+    num_items: Tensor
+    """int32 [1]: how many of them are real."""
+    arrivals: Tensor
+    """int32 [num_partials, Hkv]: how many parts of a split query tile are done; zero between layers."""
+    partial_starts: Tensor
+    """int32 [R]: where the row's partial results begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBatch:
+    """R rows (requests) with T new tokens together, for the layers of one KV group. All tensors lie on the model's device.
+
+    R and T may be padded: a row with context_lens 0 is padding, whatever its tokens, and so are tokens from query_start[R] on.
+    Nothing is read or written for them, and what attention returns there is undefined. Query i of row r sits at position
+    `context_lens[r] - query_len[r] + i`. Only positions inside the context (and the window) are ever read, so the rest of a
+    slot's block table, and of the last block, may hold anything.
     """
 
     block_table: Tensor
-    """int32 [R, max_blocks]: the block that holds positions [column * block_size, (column + 1) * block_size)."""
+    """int32 [S, max_blocks], by slot: the block that holds positions [column * block_size, (column + 1) * block_size)."""
+    row_slots: Tensor
+    """int32 [R]: the slot of each row of the batch."""
     query_start: Tensor
-    """int32 [R + 1]: request r's tokens are rows [query_start[r], query_start[r + 1]) of the batch."""
+    """int32 [R + 1]: row r's tokens are rows [query_start[r], query_start[r + 1]) of the batch."""
     context_lens: Tensor
-    """int32 [R]: tokens in the KV cache after this step, the new ones included."""
+    """int32 [R]: tokens in the KV cache after this step, the new ones included; 0 for padding."""
     kv_slots: Tensor
-    """int64 [T]: where each new token's key and value go, as block_id * block_size + offset."""
+    """int64 [T]: where each new token's key and value go, as block_id * block_size + offset; -1 for padding: nowhere."""
     max_query_len: int
+    """No row has more query tokens; 1: a batch of decodes only."""
     max_context_len: int
+    """No row has a longer context."""
     host_lengths: Tensor | None = None
-    """int32 [2, R] in CPU memory: query lengths and context lengths once more, for code that has to know them on the host and
-    must not wait for the device. None: they are read from the device."""
+    """int32 [2, R] in CPU memory: query lengths and context lengths once more, for the twin, which has to know them on the
+    host. None: it reads them from the device."""
+    shared: SharedChunks | None = None
+    decode_work: DecodeWork | None = None
+    """See ops.plan_attention."""

@@ -2,7 +2,7 @@
 
 Neighbouring requests with one query each (decode) are gathered and computed together, padded to the longest context; any other
 request is computed alone. Gathering never leaves the context: positions beyond it are replaced by the last one inside and
-then masked, so that whatever lies in stale or unwritten places, NaN included, has no influence.
+then masked, so that whatever lies in stale or unwritten places, NaN included, has no influence. Padding rows are passed over.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def paged_attention(
     output = torch.empty_like(q)
     num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
     max_keys = MAX_GATHERED_ELEMENTS[q.device.type] // (num_kv_heads * head_dim)
+    tables = batch.block_table[:, : -(-batch.max_context_len // k_cache.shape[2])]
     for rows in _rounds(_host_lengths(batch), max_keys, window):
         first_row, num_rows = rows.first_row, rows.num_rows
-        table = batch.block_table[first_row : first_row + num_rows]
+        table = tables.index_select(0, batch.row_slots[first_row : first_row + num_rows])
         context_lens = batch.context_lens[first_row : first_row + num_rows].long()
         # [n] -> [n, L]: every key's position, clamped to what the first query may see at all.
         lowest = context_lens - rows.num_keys
@@ -66,12 +67,12 @@ def _host_lengths(batch: AttentionBatch) -> list[tuple[int, int]]:
 
 
 def _rounds(lengths: list[tuple[int, int]], max_keys: int, window: int | None) -> Iterator[_Rows]:
-    """Cuts the batch into rounds: single-query neighbours together up to `max_keys`, padding included, others alone."""
+    """Cuts the batch into rounds: single-query neighbours together up to `max_keys` (gathered ones), others alone."""
     pending: _Rows | None = None
     first_token = 0
     for row, (query_len, context_len) in enumerate(lengths):
         num_keys = context_len if window is None else min(context_len, query_len + window - 1)
-        if pending is not None and query_len == 1:
+        if pending is not None and query_len == 1 and context_len > 0:
             longest = max(pending.num_keys, num_keys)
             if (pending.num_rows + 1) * longest <= max_keys:
                 pending = _Rows(pending.first_row, pending.num_rows + 1, pending.first_token, 1, longest)
@@ -80,9 +81,9 @@ def _rounds(lengths: list[tuple[int, int]], max_keys: int, window: int | None) -
         if pending is not None:
             yield pending
             pending = None
-        if query_len == 1:
+        if query_len == 1 and context_len > 0:
             pending = _Rows(row, 1, first_token, 1, num_keys)
-        elif query_len > 1:
+        elif query_len > 1 and context_len > 0:
             yield _Rows(row, 1, first_token, query_len, num_keys)
         first_token += query_len
     if pending is not None:

@@ -206,6 +206,7 @@ def naive_logits(model: CausalLM, token_ids: Sequence[int]) -> torch.Tensor:
     ]
     batch = ops.AttentionBatch(
         block_table=torch.zeros(1, 1, dtype=torch.int32, device=device),
+        row_slots=torch.zeros(1, dtype=torch.int32, device=device),
         query_start=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
         context_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
         kv_slots=torch.arange(num_tokens, device=device),

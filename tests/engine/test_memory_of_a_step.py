@@ -56,6 +56,7 @@ def test_a_step_takes_no_more_than_was_planned_for_it(query_lens: list[int], dty
     cache = ops.make_kv_cache(64 * num_requests, 16, 2, 16, getattr(torch, dtype), torch.device("cpu"))
     batch = ops.AttentionBatch(
         block_table=torch.arange(64 * num_requests, dtype=torch.int32).view(num_requests, 64),
+        row_slots=torch.arange(num_requests, dtype=torch.int32),
         query_start=torch.tensor([0, *query_lens]).cumsum(0).int(),
         context_lens=torch.full((num_requests,), 1024, dtype=torch.int32),
         kv_slots=torch.arange(num_tokens),

@@ -76,6 +76,7 @@ class PagedRun:
         batches = [
             ops.AttentionBatch(
                 block_table=table,
+                row_slots=torch.zeros(1, dtype=torch.int32),
                 query_start=torch.tensor([0, len(token_ids)], dtype=torch.int32),
                 context_lens=torch.tensor([end], dtype=torch.int32),
                 kv_slots=table[0, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE,

@@ -42,25 +42,29 @@ def make_case(
 ) -> Case:
     num_heads, num_kv_heads = heads
     max_blocks = max(-(-context // block_size) for _, context in lengths) + 2
-    num_blocks = len(lengths) * max_blocks + 1
+    num_slots = len(lengths) + 3
+    num_blocks = num_slots * max_blocks + 1
     k_cache, v_cache = ops.make_kv_cache(num_blocks, block_size, num_kv_heads, head_dim, dtype, torch.device(device))
     k_cache.fill_(torch.nan)
     v_cache.fill_(torch.nan)
-    block_table = torch.randperm(num_blocks - 1)[: len(lengths) * max_blocks].view(len(lengths), max_blocks)
+    block_table = torch.randperm(num_blocks - 1).view(num_slots, max_blocks)
+    row_slots = torch.randperm(num_slots)[: len(lengths)]
     keys, values = [], []
     for row, (query_len, context_len) in enumerate(lengths):
+        slot = int(row_slots[row])
         keys.append(random_tensor(context_len, num_kv_heads, head_dim, dtype=dtype, device=device))
         values.append(random_tensor(context_len, num_kv_heads, head_dim, dtype=dtype, device=device))
         first_visible = 0 if window is None else max(0, context_len - query_len - window + 1)
         for position in range(first_visible, context_len):
-            block, offset = int(block_table[row, position // block_size]), position % block_size
+            block, offset = int(block_table[slot, position // block_size]), position % block_size
             k_cache[block, :, offset], v_cache[block, :, offset] = keys[-1][position], values[-1][position]
-        block_table[row, -(-context_len // block_size) :] = num_blocks - 1  # stale: a block of NaN
+        block_table[slot, -(-context_len // block_size) :] = num_blocks - 1  # stale: a block of NaN
     query_lens = torch.tensor([query_len for query_len, _ in lengths], dtype=torch.int32)
     context_lens = torch.tensor([context_len for _, context_len in lengths], dtype=torch.int32)
     query_start = torch.cat((torch.zeros(1, dtype=torch.int32), query_lens.cumsum(0).int()))
     batch = ops.AttentionBatch(
         block_table=block_table.int().to(device),
+        row_slots=row_slots.int().to(device),
         query_start=query_start.to(device),
         context_lens=context_lens.to(device),
         kv_slots=torch.zeros(int(query_lens.sum()), dtype=torch.int64, device=device),
@@ -78,8 +82,11 @@ def naive_attention(case: Case, scale: float, window: int | None) -> Tensor:
     for (query_len, context_len), keys, values in zip(case.lengths, case.keys, case.values, strict=True):
         wide_keys, wide_values = keys.double().cpu(), values.double().cpu()
         for position in range(context_len - query_len, context_len):
-            first = 0 if window is None else max(0, position - window + 1)
             query = next(queries)
+            if context_len == 0:
+                outputs.append(torch.full_like(query, torch.nan))
+                continue
+            first = 0 if window is None else max(0, position - window + 1)
             heads = []
             for head in range(query.shape[0]):
                 kv_head = head // (query.shape[0] // wide_keys.shape[1])
@@ -154,7 +161,8 @@ def test_the_order_of_requests_does_not_matter() -> None:
     for row, (query_len, _) in enumerate(case.lengths):
         start = int(case.batch.query_start[row])
         batch = ops.AttentionBatch(
-            block_table=case.batch.block_table[row : row + 1],
+            block_table=case.batch.block_table,
+            row_slots=case.batch.row_slots[row : row + 1],
             query_start=torch.tensor([0, query_len], dtype=torch.int32),
             context_lens=case.batch.context_lens[row : row + 1],
             kv_slots=case.batch.kv_slots[start : start + query_len],
@@ -165,3 +173,16 @@ def test_the_order_of_requests_does_not_matter() -> None:
         alone.append(ops.paged_attention(q, case.k_cache, case.v_cache, batch, 0.3, None))
     together = ops.paged_attention(case.q, case.k_cache, case.v_cache, case.batch, 0.3, None)
     assert_close(together, torch.cat(alone))
+
+
+def test_padding_rows_and_tokens_are_passed_over() -> None:
+    padded = make_case([(1, 9), (1, 0), (3, 0), (2, 7), (1, 4), (1, 0)])
+    real = [0, 5, 6, 7]
+    actual = ops.paged_attention(padded.q, padded.k_cache, padded.v_cache, padded.batch, 0.3, None)
+    is_real = torch.zeros(len(padded.q), dtype=torch.bool)
+    is_real[real] = True
+    expected = naive_attention(padded, 0.3, None)
+    assert_close(actual[is_real], expected[is_real])
+    more_tokens = torch.cat((padded.q, torch.full_like(padded.q[:3], torch.nan)))
+    again = ops.paged_attention(more_tokens, padded.k_cache, padded.v_cache, padded.batch, 0.3, None)
+    assert torch.equal(again[: len(padded.q)][is_real], actual[is_real])
