@@ -19,13 +19,16 @@ __all__ = [
     "apply_penalties",
     "argmax",
     "count_tokens",
+    "editable_logits",
     "gumbel_noise",
     "logit_thresholds",
+    "logit_thresholds_by_slot",
     "make_kv_cache",
     "paged_attention",
     "rms_norm",
     "rope_and_cache",
     "sample_gumbel",
+    "sample_tokens",
     "silu_mul",
     "top_logprobs",
 ]
@@ -126,6 +129,46 @@ def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | Non
 def argmax(logits: Tensor) -> Tensor:
     """The likeliest token per row of float32 [N, V], the lowest id among equals; int64 [N]."""
     return logits.argmax(dim=1)
+
+
+def sample_tokens(
+    logits: Tensor, row_slots: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor, thresholds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A token per row, token_ids int64 [R], and is_valid bool [R]: whether the row's largest logit is finite (NaN is not).
+
+    Row r has the parameters of slot row_slots[r] (int [R], within 0 .. S - 1 for padding rows too): temperatures float32 [S],
+    0 for the likeliest token, the lowest id among equals, else at least 1e-5: the argmax of logits / temperature +
+    gumbel_noise (Gumbel-max, e.g. arXiv 1611.01144) among logits >= thresholds[r] (float32 [R], see
+    logit_thresholds_by_slot; None keeps all); seeds int64 [S], >= 0; positions int32 or int64 [S]. logits [R, V] of any float
+    dtype. The token of a row that is not valid may be any id of the vocabulary.
+    """
+    if logits.is_cuda:
+        from .triton_sampling import sample_tokens as fast
+
+        return fast(logits, row_slots, temperatures, seeds, positions, thresholds)
+    return reference_sampling.sample_tokens(logits, row_slots, temperatures, seeds, positions, thresholds)
+
+
+def logit_thresholds_by_slot(
+    logits: Tensor, row_slots: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """The lowest logit (as it is, not tempered) that min_p, then top_k, then top_p keep; float32 [R].
+
+    The filters are those of logit_thresholds, on logits / temperature. Row r has the parameters of slot row_slots[r], as in
+    sample_tokens: temperatures float32, top_k int32 (0 is off), top_p float32 (1 is off), min_p float32 (0 is off), all [S].
+    -inf where nothing is filtered: no filter, temperature 0, or a largest logit that is not finite. With min_p the value may
+    be one that no logit has. logits [R, V] of any float dtype.
+    """
+    if logits.is_cuda:
+        from .triton_thresholds import logit_thresholds_by_slot as fast
+
+        return fast(logits, row_slots, temperatures, top_k, top_p, min_p)
+    return reference_sampling.logit_thresholds_by_slot(logits, row_slots, temperatures, top_k, top_p, min_p)
+
+
+def editable_logits(logits: Tensor) -> Tensor:
+    """Logits of any float dtype as float32, which apply_penalties and add_to_logits change in place; a copy unless they are."""
+    return logits.float()
 
 
 def apply_penalties(

@@ -119,6 +119,42 @@ def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | Non
     return token_ids
 
 
+def logit_thresholds_by_slot(
+    logits: Tensor, row_slots: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """See ops.logit_thresholds_by_slot."""
+    vocab_size, own = logits.shape[1], row_slots.long()
+    temperatures, top_k, top_p, min_p = temperatures[own], top_k[own], top_p[own], min_p[own]
+    has_filters = ((top_k > 0) & (top_k < vocab_size)) | (top_p < 1.0) | (min_p > 0.0)
+    has_filters &= (temperatures > 0) & torch.isfinite(logits.amax(dim=1))
+    thresholds = torch.full_like(temperatures, -torch.inf)
+    filtered = has_filters.nonzero().flatten()
+    for part in filtered.split(max(1, MAX_ROUND_ELEMENTS // vocab_size)):
+        own_logits = logits[part].float()
+        tempered = own_logits / temperatures[part].unsqueeze(1)
+        lowest = _thresholds(tempered, top_k[part], top_p[part], min_p[part])
+        thresholds[part] = own_logits.masked_fill_(tempered < lowest.unsqueeze(1), torch.inf).amin(dim=1)
+    return thresholds
+
+
+def sample_tokens(
+    logits: Tensor, row_slots: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor, thresholds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See ops.sample_tokens."""
+    own = row_slots.long()
+    temperatures, seeds, positions = temperatures[own], seeds[own], positions[own]
+    token_ids = logits.argmax(dim=1)
+    random = (temperatures > 0).nonzero().flatten()
+    for part in random.split(max(1, MAX_ROUND_ELEMENTS // logits.shape[1])):
+        own_logits = logits[part].float()
+        noisy = gumbel_noise(seeds[part], positions[part], logits.shape[1])
+        noisy += own_logits / temperatures[part].unsqueeze(1)
+        if thresholds is not None:
+            noisy.masked_fill_(own_logits < thresholds[part].unsqueeze(1), -torch.inf)
+        token_ids[part] = noisy.argmax(dim=1)
+    return token_ids, torch.isfinite(logits.amax(dim=1))
+
+
 def apply_penalties(
     logits: Tensor,
     rows: Tensor,
