@@ -52,8 +52,9 @@ def prepare_step(state: SlotState, step: StepTensors, num_tokens: int, num_rows:
     starts = torch.where(is_chunk, step.row_starts[:num_rows], state.num_computed[slots])
     step.context_lens[:num_rows] = torch.where(slots == state.spare_slot, 0, starts + end - first)
     step.last_tokens[:num_rows] = (end - 1).clamp_min(0)
-    own_positions = state.output_positions[slots]
-    step.output_positions[:num_rows] = torch.where(is_chunk, step.row_samples[:num_rows].clamp_min(0), own_positions)
+    names_position = is_chunk & (step.row_samples[:num_rows] != NO_TOKEN)
+    output_positions = torch.where(names_position, step.row_samples[:num_rows], state.output_positions[slots])
+    state.output_positions.index_copy_(0, slots, output_positions)
     step.num_steps += 1
     tokens = torch.arange(num_tokens, dtype=torch.int32, device=slots.device)
     rows = torch.searchsorted(end, tokens, right=True)
@@ -79,8 +80,7 @@ def advance_step(state: SlotState, step: StepTensors, token_ids: Tensor, is_vali
     good = torch.where(is_valid, token_ids, 0).int()
     state.num_computed.index_copy_(0, slots, step.context_lens[:num_rows])
     state.last_token.index_copy_(0, slots, torch.where(samples, good, state.last_token[slots]))
-    next_positions = step.output_positions[:num_rows] + 1
-    state.output_positions.index_copy_(0, slots, torch.where(samples, next_positions, state.output_positions[slots]))
+    state.output_positions.index_copy_(0, slots, state.output_positions[slots] + samples)
     shown = torch.where(samples, torch.where(is_valid, good, INVALID_TOKEN), NO_TOKEN)
     place = ((step.num_steps - 1) % NUM_OUTPUT_STEPS).long()
     step.sampled[:, :num_rows].index_copy_(0, place, shown.unsqueeze(0))

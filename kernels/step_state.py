@@ -28,14 +28,14 @@ STARTED_WORDS = 1 + len(PARAMETER_NAMES) + 3
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """By slot, spare slot included. Written by ops.apply_step_updates and ops.advance_step alone."""
+    """By slot, spare slot included. Counts and tokens change in ops.advance_step, so a step that failed can run again."""
 
     num_computed: Tensor
     """int32 [S + 1]: tokens whose KV is in the cache."""
     last_token: Tensor
     """int32 [S + 1]: the token that was sampled last, whose KV is not yet computed."""
     output_positions: Tensor
-    """int32 [S + 1]: index of the output token that is sampled next."""
+    """int32 [S + 1]: index of the output token that is sampled next; for chunks as the plan of the step says."""
     block_tables: Tensor
     """int32 [G, S + 1, max_blocks]; only ids of existing blocks, whatever the slot."""
     parameters: Tensor
@@ -76,8 +76,6 @@ class StepTensors:
     """int32 [R]: tokens in the KV cache after the step; 0 for padding rows."""
     last_tokens: Tensor
     """int64 [R]: each row's last token among the T; any token for padding rows."""
-    output_positions: Tensor
-    """int32 [R]: noise positions of the tokens that are sampled."""
     sampled: Tensor
     """int32 [NUM_OUTPUT_STEPS, R]: tokens of the latest steps, step n in row n % NUM_OUTPUT_STEPS."""
     num_steps: Tensor
@@ -143,7 +141,6 @@ def make_step_tensors(
         kv_slots=torch.full((state.block_tables.shape[0], max_tokens), -1, dtype=torch.int64, device=device),
         context_lens=zeros(max_rows),
         last_tokens=zeros(max_rows, dtype=torch.int64),
-        output_positions=zeros(max_rows),
         sampled=torch.full((NUM_OUTPUT_STEPS, max_rows), NO_TOKEN, dtype=torch.int32, device=device),
         num_steps=zeros(1),
     )

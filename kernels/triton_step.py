@@ -116,14 +116,13 @@ def _prepare_kernel(
     row_samples,
     num_computed,
     last_token,
-    state_output_positions,
+    output_positions,
     block_tables,
     token_ids,
     positions,
     kv_slots,
     context_lens,
     last_tokens,
-    output_positions,
     num_steps,
     group_stride,
     table_stride,
@@ -134,6 +133,7 @@ def _prepare_kernel(
     NUM_GROUPS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     FROM_DEVICE: tl.constexpr,
+    NO_TOKEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # One program per row and stretch of BLOCK of its tokens; the last "row" is the padding behind all of them.
@@ -155,15 +155,13 @@ def _prepare_kernel(
         slot = tl.load(row_slots + i_row)
         start = tl.load(row_starts + i_row)
         is_decode = start == FROM_DEVICE
-        position = tl.load(state_output_positions + slot)
         if is_decode:
             start = tl.load(num_computed + slot)
-        else:
-            position = tl.maximum(tl.load(row_samples + i_row), 0)
         if i_stretch == 0:
             tl.store(context_lens + i_row, tl.where(slot == spare_slot, 0, start + end - first))
             tl.store(last_tokens + i_row, tl.maximum(end - 1, 0).to(tl.int64))
-            tl.store(output_positions + i_row, position)
+            position = tl.load(row_samples + i_row)
+            tl.store(output_positions + slot, position, mask=(not is_decode) & (position != NO_TOKEN))
         i_token = i_stretch * BLOCK + tl.arange(0, BLOCK)
         is_own = i_token < end - first
         b_positions = start + i_token
@@ -198,7 +196,6 @@ def prepare_step(state: SlotState, step: StepTensors, num_tokens: int, num_rows:
         step.kv_slots,
         step.context_lens,
         step.last_tokens,
-        step.output_positions,
         step.num_steps,
         state.block_tables.stride(0),
         state.block_tables.stride(1),
@@ -209,6 +206,7 @@ def prepare_step(state: SlotState, step: StepTensors, num_tokens: int, num_rows:
         NUM_GROUPS=state.block_tables.shape[0],
         BLOCK_SIZE=block_size,
         FROM_DEVICE=FROM_DEVICE,
+        NO_TOKEN=NO_TOKEN,
         BLOCK=block,
         num_warps=1 if block == 32 else 4,
     )
@@ -220,12 +218,11 @@ def _advance_kernel(
     row_starts,
     row_samples,
     context_lens,
-    output_positions,
     sampled_ids,
     is_valid,
     num_computed,
     last_token,
-    state_output_positions,
+    output_positions,
     shown,
     num_steps,
     shown_stride,
@@ -247,8 +244,8 @@ def _advance_kernel(
     b_tokens = tl.where(valid, tl.load(sampled_ids + i_row, mask=is_row, other=0).to(tl.int32), 0)
     tl.store(num_computed + b_slots, tl.load(context_lens + i_row, mask=is_row, other=0), mask=is_real)
     tl.store(last_token + b_slots, b_tokens, mask=samples)
-    b_positions = tl.load(output_positions + i_row, mask=is_row, other=0)
-    tl.store(state_output_positions + b_slots, b_positions + 1, mask=samples)
+    b_positions = tl.load(output_positions + b_slots, mask=samples, other=0)
+    tl.store(output_positions + b_slots, b_positions + 1, mask=samples)
     b_shown = tl.where(samples, tl.where(valid, b_tokens, INVALID_TOKEN), NO_TOKEN)
     place = (tl.load(num_steps) - 1) % NUM_OUTPUT_STEPS
     tl.store(shown + place * shown_stride + i_row, b_shown, mask=is_row)
@@ -262,7 +259,6 @@ def advance_step(state: SlotState, step: StepTensors, token_ids: Tensor, is_vali
         step.row_starts,
         step.row_samples,
         step.context_lens,
-        step.output_positions,
         token_ids,
         is_valid,
         state.num_computed,
