@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+MAX_DECODE_QUERY_LEN = 4
+"""Rows with so many query tokens at most are decodes to the kernels: split along their keys. Longer rows are prompts."""
+MAX_SHARED_CHUNKS = 16
+"""Shared chunks of one row, at most."""
+SHARED_QUERY_ROWS = 64
+"""A shared item takes so many pairs of member and query head of one KV head, at most."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedChunks:
@@ -20,7 +27,7 @@ class SharedChunks:
     """int32 [M]: rows of the batch, item by item."""
     items: Tensor
     """int32 [I, 5]: (first in `members`, number of members, first position, end position, index of the chunk in its rows'
-    order), with SHARED_MEMBERS_PER_ITEM members at most; an item of no members is padding."""
+    order). At most SHARED_QUERY_ROWS // (Hq / Hkv) members; an item of no members is padding."""
     shared_lens: Tensor
     """int32 [R]: positions of the row that shared items cover; 0 for rows that share nothing."""
     num_chunks: Tensor
@@ -32,13 +39,13 @@ class DecodeWork:
     """What ops.plan_attention worked out on the device for rows with few query tokens; used by all layers of a KV group."""
 
     items: Tensor
-    """int32 [max_items, 8], fields as in kernels.triton_decode_plan."""
+    """int32 [max_items, 8], fields as in triton_decode_plan."""
     num_items: Tensor
     """int32 [1]: how many of them are real."""
     arrivals: Tensor
-    """int32 [num_partials, Hkv]: how many parts of a split query tile are done; zero between layers."""
+    """int32 [max_partials, Hkv]: how many splits of a query tile are done; zero between layers."""
     partial_starts: Tensor
-    """int32 [R]: where the row's partial results begin."""
+    """int32 [R], where chunks are shared: where the row's partial results begin; negative: it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from . import reference_attention, reference_layers, reference_sampling, reference_step
-from .attention_batch import AttentionBatch
+from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch, SharedChunks
 from .step_state import SlotState, StepTensors, StepUpdates
 
 __all__ = [
     "AttentionBatch",
+    "SharedChunks",
     "add_rms_norm",
     "add_to_logits",
     "advance_step",
@@ -28,6 +29,7 @@ __all__ = [
     "logit_thresholds_by_slot",
     "make_kv_cache",
     "paged_attention",
+    "plan_attention",
     "prepare_step",
     "rms_norm",
     "rope_and_cache",
@@ -54,16 +56,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., n] of any float dtype, weight [n] of the same; the result has x's shape and dtype.
     """
+    if x.is_cuda:
+        from .triton_norms import rms_norm as fast
+
+        return fast(x, weight, eps)
     return reference_layers.rms_norm(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual); x and residual [T, n] of one dtype."""
+    if x.is_cuda:
+        from .triton_norms import add_rms_norm as fast
+
+        return fast(x, residual, weight, eps)
     return reference_layers.add_rms_norm(x, residual, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate_up [T, 2 * I], gate in the first half; returns [T, I] (SwiGLU, arXiv 2002.05202)."""
+    if gate_up.is_cuda:
+        from .triton_swiglu import silu_mul as fast
+
+        return fast(gate_up)
     return reference_layers.silu_mul(gate_up)
 
 
@@ -84,11 +98,29 @@ def rope_and_cache(
 
     q [T, Hq, D]; k, v [T, Hkv, D]; positions int64 [T], all below cos_sin's rows; cos_sin float32 [max_positions, D] = D / 2
     cosines, then D / 2 sines, for the pairs (i, i + D / 2) as in GPT-NeoX (RoPE, arXiv 2104.09864); caches as made by
-    make_kv_cache; kv_slots int64 [T].
+    make_kv_cache; kv_slots int64 [T], no place twice, -1 for padding: nothing is written for it, its position may be anything.
     """
-    return reference_layers.rope_and_cache(
-        q, k, v, positions, cos_sin, k_cache, v_cache, kv_slots, q_norm_weight, k_norm_weight, eps
-    )
+    arguments = (q, k, v, positions, cos_sin, k_cache, v_cache, kv_slots, q_norm_weight, k_norm_weight, eps)
+    if q.is_cuda:
+        from .triton_rope import rope_and_cache as fast
+
+        return fast(*arguments)
+    return reference_layers.rope_and_cache(*arguments)
+
+
+def plan_attention(
+    batch: AttentionBatch, num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
+) -> AttentionBatch:
+    """The batch with its attention's work laid out, once per step, for all layers that keep their KV in one group.
+
+    Queued on the device behind whatever writes row_slots, query_start and context_lens; may be captured in a graph, together
+    with the layers or before them. Without it paged_attention plans for itself, in every layer.
+    """
+    if not batch.context_lens.is_cuda:
+        return batch
+    from .triton_decode_plan import plan_attention as fast
+
+    return fast(batch, num_heads, num_kv_heads, head_dim, window)
 
 
 def paged_attention(
@@ -99,6 +131,12 @@ def paged_attention(
     Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in
     float32. The scores are multiplied by `scale`.
     """
+    if q.is_cuda and batch.max_query_len <= MAX_DECODE_QUERY_LEN:
+        from .triton_decode_attention import paged_decode_attention
+
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        paged_decode_attention(q, k_cache, v_cache, batch, scale, window, out)
+        return out
     return reference_attention.paged_attention(q, k_cache, v_cache, batch, scale, window)
 
 

@@ -1,10 +1,11 @@
 """What every test gets: fixed seeds, GPU tests only on a GPU, and fixtures that catch unwritten memory and leftover processes.
 
-torch is imported only by tests that ask for it.
+torch is imported only by tests that ask for it. Without a CUDA device Triton's kernels are interpreted, on CPU tensors.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import random
@@ -24,9 +25,18 @@ EXIT_GRACE_S = 5.0
 
 @functools.cache
 def _has_cuda() -> bool:
-    import torch
+    """Asks the driver itself: importing torch takes seconds that most tests need not spend."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
-    return torch.cuda.is_available()
+
+if not _has_cuda():
+    # Triton decides when a kernel is defined, so this comes before any import of one, and holds for the whole process.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

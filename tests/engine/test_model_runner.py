@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penstock.engine import prompt_logprobs
-from penstock.engine.plan import ScheduledRequest, StepPlan
+from penstock.engine.plan import NO_TOKEN, ScheduledChunk, StepPlan
 from penstock.engine.results import INVALID_LOGITS
 from penstock.kernels import ops
 from tests.engine.runner_driver import (
@@ -125,7 +125,7 @@ def test_penalties_count_tokens_the_host_has_not_seen(steps_ahead: int) -> None:
 
 def test_token_counts_exist_only_for_requests_with_penalties() -> None:
     driver = Driver()
-    counts = driver.runner._slots.token_counts
+    counts = driver.runner._counts
     prompts = make_prompts()
     driver.run(requests_for(prompts))
     assert counts.counts.shape[0] == 0
@@ -367,7 +367,7 @@ def test_a_request_whose_counts_do_not_fit_fails_alone(monkeypatch: pytest.Monke
     def out_of_memory(slot: int) -> int:
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(driver.runner._slots.token_counts, "take_row", out_of_memory)
+    monkeypatch.setattr(driver.runner._counts, "take_row", out_of_memory)
     outputs = driver.run(requests)
     assert [request.error is None for request in requests] == [True, False, True, False]
     assert "penalties" in str(requests[1].error)
