@@ -55,7 +55,7 @@ def prepare_step(state: SlotState, step: StepTensors, num_tokens: int, num_rows:
     names_position = is_chunk & (step.row_samples[:num_rows] != NO_TOKEN)
     output_positions = torch.where(names_position, step.row_samples[:num_rows], state.output_positions[slots])
     state.output_positions.index_copy_(0, slots, output_positions)
-    step.num_steps += 1
+    step.num_steps.add_(1)
     tokens = torch.arange(num_tokens, dtype=torch.int32, device=slots.device)
     rows = torch.searchsorted(end, tokens, right=True)
     is_real = rows < num_rows
