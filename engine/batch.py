@@ -56,9 +56,7 @@ class Batch:
 def check_plan(plan: StepPlan, slots: HostSlots, failures: dict[int, str], limits: Limits) -> Batch:
     """Notes the plan's new blocks in `slots` and sorts out its rows; `failures` are slots whose requests cannot run."""
     failures = dict(failures)
-    new_blocks = tuple(
-        _checked_blocks(group, blocks, slots, failures, limits) for group, blocks in enumerate(plan.new_blocks)
-    )
+    new_blocks = tuple(_checked_blocks(group, blocks, slots, failures, limits) for group, blocks in enumerate(plan.new_blocks))
     decode_slots = plan.decode_slots
     errors: dict[int, str] = {}
     is_good = _good_decodes(decode_slots, plan.num_decode_steps, slots, limits)
@@ -81,9 +79,7 @@ def check_plan(plan: StepPlan, slots: HostSlots, failures: dict[int, str], limit
     return Batch(kept_decodes, tuple(chunks), new_blocks, plan.num_decode_steps, indices, errors)
 
 
-def _checked_blocks(
-    group: int, blocks: NewBlocks, slots: HostSlots, failures: dict[int, str], limits: Limits
-) -> NewBlocks:
+def _checked_blocks(group: int, blocks: NewBlocks, slots: HostSlots, failures: dict[int, str], limits: Limits) -> NewBlocks:
     """The entries that can be written, noted in `slots`; the slots of others are added to `failures`."""
     if not len(blocks.slots):
         return blocks

@@ -115,7 +115,9 @@ def edited_logits(
         logits = ops.editable_logits(logits)
     if plan.has_penalties:
         slots = arrays["penalized_slots"]
-        penalties = [state.parameter(f"{kind}_penalty").index_select(0, slots) for kind in ("repetition", "frequency", "presence")]
+        penalties = [
+            state.parameter(f"{kind}_penalty").index_select(0, slots) for kind in ("repetition", "frequency", "presence")
+        ]
         ops.apply_penalties(logits, arrays["penalized_rows"], counts.counts, arrays["count_rows"], *penalties)
     if plan.has_edits:
         ops.add_to_logits(logits, arrays["edited_rows"], arrays["edited_token_ids"], arrays["edit_values"])

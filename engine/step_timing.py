@@ -48,9 +48,7 @@ class StepTimer:
 
     def note(self, start: torch.cuda.Event, batch: Batch, *, has_graph: bool) -> None:
         """A launch that began at `start` has been queued."""
-        self._recorded.append(
-            _Recorded(start, self.mark(), batch.num_steps, batch.num_tokens, batch.num_rows, has_graph)
-        )
+        self._recorded.append(_Recorded(start, self.mark(), batch.num_steps, batch.num_tokens, batch.num_rows, has_graph))
 
     def take(self) -> list[StepTiming]:
         """The launches since the last call, in order; waits for the device."""

@@ -123,9 +123,7 @@ def make_slot_state(num_slots: int, num_groups: int, max_blocks: int, device: to
     )
 
 
-def make_step_tensors(
-    state: SlotState, max_tokens: int, max_rows: int, device: torch.device
-) -> StepTensors:
+def make_step_tensors(state: SlotState, max_tokens: int, max_rows: int, device: torch.device) -> StepTensors:
     """An empty batch: every row is padding."""
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:

@@ -1,7 +1,8 @@
-"""A tiny model with random weights behind a ModelRunner, and a scheduler just clever enough to drive it in tests."""
+"""A tiny model behind a ModelRunner, and a scheduler just clever enough to drive it in tests."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,47 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from penstock.engine.model_config import ModelConfig
 from penstock.engine.model_runner import ModelRunner
-from penstock.engine.models import CausalLM, build_model
+from penstock.engine.models import CausalLM
 from penstock.engine.plan import NO_TOKEN, NewBlocks, PendingStep, ScheduledChunk, StartedRequest, StepPlan, StepResult
-from penstock.engine.rope_config import DefaultRope
-from penstock.engine.weights import fill_with_dummy_weights
 from penstock.ipc.messages import Sampling
-from penstock.kernels import ops
+from tests.engine.tiny_model import MAX_MODEL_LEN, NAN_TOKEN_ID, make_model, tiny_config
 
-VOCAB_SIZE = 307
-EOS_TOKEN_ID = 5
-BLOCK_SIZE = 4
-MAX_MODEL_LEN = 96
+BLOCK_SIZES = {"cpu": 4, "cuda": 16}
 MAX_NUM_SEQS = 6
-NUM_BLOCKS = 2 * MAX_NUM_SEQS * MAX_MODEL_LEN // BLOCK_SIZE
-
-
-def tiny_config(windows: tuple[int | None, ...] = (None, None)) -> ModelConfig:
-    """A layer per window; odd sizes on purpose."""
-    return ModelConfig(
-        architecture="Qwen3ForCausalLM",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=40,
-        num_layers=len(windows),
-        num_heads=6,
-        num_kv_heads=2,
-        head_dim=10,
-        intermediate_size=56,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=MAX_MODEL_LEN,
-        tie_word_embeddings=False,
-        qkv_bias=False,
-        o_bias=False,
-        mlp_bias=False,
-        qk_norm=True,
-        rope=DefaultRope(theta=10000.0),
-        layer_windows=windows,
-        dtype="float32",
-        eos_token_ids=(EOS_TOKEN_ID,),
-        generation_defaults={},
-    )
+NUM_BLOCKS = 2 * MAX_NUM_SEQS * MAX_MODEL_LEN // 4
+PROMPT_LENGTHS = (3, 17, 1, 30)
+DRAWN: list[dict[str, Any]] = [
+    {"temperature": 0.9, "seed": 7},
+    {"temperature": 1.3, "seed": 2**62 + 5, "top_k": 40, "top_p": 0.95, "min_p": 0.001},
+    {},
+    {"temperature": 1.0, "seed": 8, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.3},
+]
 
 
 def sampling(**fields: Any) -> Sampling:
@@ -93,6 +69,17 @@ class Request:
         return self.error is not None or len(self.output) >= self.num_tokens
 
 
+def make_prompts(lengths: tuple[int, ...] = PROMPT_LENGTHS) -> list[list[int]]:
+    """Random prompts of these lengths."""
+    return [[random.randrange(10, NAN_TOKEN_ID) for _ in range(length)] for length in lengths]
+
+
+def requests_for(prompts: list[list[int]], *settings: dict[str, Any]) -> list[Request]:
+    """A request per prompt, each in a slot of its own; settings are taken in turn, greedy where there are none."""
+    chosen = settings or ({},)
+    return [Request(slot, prompt, sampling(**chosen[slot % len(chosen)])) for slot, prompt in enumerate(prompts)]
+
+
 class Driver:
     """Plans, launches and reads steps. Block ids are handed out in a scattered order and differ between KV groups."""
 
@@ -105,7 +92,8 @@ class Driver:
         **settings: Any,
     ) -> None:
         """`settings` as of ModelRunner."""
-        self.config = tiny_config(windows)
+        self.config = tiny_config(windows, device)
+        self.block_size = BLOCK_SIZES[device]
         self.device = torch.device(device)
         self.model = model or make_model(self.config, device, dtype)
         self.runner = ModelRunner(
@@ -114,7 +102,7 @@ class Driver:
             device=self.device,
             dtype=dtype,
             num_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
+            block_size=self.block_size,
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=512,
             max_model_len=MAX_MODEL_LEN,
@@ -174,7 +162,7 @@ class Driver:
     def _compute(self, request: Request, num_tokens: int, new_blocks: list[tuple[int, int, tuple[int, ...]]]) -> None:
         """Counts tokens on and gives the request the blocks they need."""
         request.num_computed += num_tokens
-        while request.num_blocks * BLOCK_SIZE < request.num_computed:
+        while request.num_blocks * self.block_size < request.num_computed:
             block_ids = tuple(self._free_blocks.pop(0) for _ in self.config.kv_groups)
             new_blocks.append((request.slot, request.num_blocks, block_ids))
             request.num_blocks += 1
@@ -226,44 +214,3 @@ def _start(request: Request) -> StartedRequest:
         prompt_token_ids=request.prompt,
         output_token_ids=list(request.output),
     )
-
-
-def make_model(config: ModelConfig, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 3) -> CausalLM:
-    """The model with random weights, the same on every device."""
-    on_cpu = build_model(config, device="cpu", dtype=torch.float32)
-    fill_with_dummy_weights(on_cpu, seed)
-    model = build_model(config, device=device, dtype=dtype)
-    model.load_state_dict(on_cpu.state_dict())
-    return model
-
-
-@torch.inference_mode()
-def naive_logits(model: CausalLM, token_ids: Sequence[int]) -> torch.Tensor:
-    """Logits at every position of one sequence, computed whole in a cache of its own."""
-    num_tokens = len(token_ids)
-    device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
-    config = model.config
-    caches = [
-        ops.make_kv_cache(1, num_tokens, config.num_kv_heads, config.head_dim, dtype, device) for _ in range(config.num_layers)
-    ]
-    batch = ops.AttentionBatch(
-        block_table=torch.zeros(1, 1, dtype=torch.int32, device=device),
-        row_slots=torch.zeros(1, dtype=torch.int32, device=device),
-        query_start=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
-        kv_slots=torch.arange(num_tokens, device=device),
-        max_query_len=num_tokens,
-        max_context_len=num_tokens,
-    )
-    tokens = torch.tensor(token_ids, device=device)
-    hidden = model(tokens, torch.arange(num_tokens, device=device), caches, [batch] * len(config.kv_groups))
-    return model.logits(hidden)
-
-
-def naive_greedy(model: CausalLM, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """Greedy tokens by computing everything anew for each."""
-    token_ids = list(prompt)
-    for _ in range(num_tokens):
-        token_ids.append(int(naive_logits(model, token_ids)[-1].argmax()))
-    return token_ids[len(prompt) :]
