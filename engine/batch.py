@@ -1,21 +1,17 @@
-"""The plan of a step as arrays: checked request by request, packed on the host, unpacked on the device.
+"""Checks a plan: what makes no sense fails the request it concerns, before the device hears of it; the others are computed.
 
-A request whose share makes no sense is left out and reported; it cannot spoil the batch of the others.
+Nothing here looks at decodes one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..kernels.ops import AttentionBatch
-from .plan import ScheduledRequest
-from .slots import DeviceSlots, SlotInfo, check_token_ids
+from .plan import NewBlocks, ScheduledChunk, StepPlan
+from .slots import HostSlots, check_token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,127 +23,99 @@ class Limits:
     max_blocks: int
     """Columns of a block table."""
     num_groups: int
+    num_slots: int
     vocab_size: int
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One request of the batch, checked."""
-
-    index: int
-    """In the plan's requests."""
-    request: ScheduledRequest
-    info: SlotInfo
-    """With this step's blocks counted."""
-    token_ids: NDArray[np.int64] | None
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """A step's rows and what the device must get of them."""
+    """The rows of a plan that can be computed: decodes, then chunks."""
 
-    rows: tuple[Row, ...]
-    query_start: NDArray[np.int32]
-    arrays: dict[str, NDArray[np.generic]]
-    max_query_len: int
-    max_context_len: int
-    host_lengths: NDArray[np.int32]
+    decode_slots: NDArray[np.int32]
+    chunks: tuple[ScheduledChunk, ...]
+    new_blocks: tuple[NewBlocks, ...]
+    num_steps: int
+    indices: NDArray[np.int64] | None
+    """Each row's row in the plan; None where the plan's rows are all here."""
+    errors: dict[int, str]
+    """By row of the plan: the others, and what is wrong with them."""
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.decode_slots) + len(self.chunks)
 
-def check_request(index: int, request: ScheduledRequest, infos: Mapping[int, SlotInfo], limits: Limits) -> Row:
-    """Raises ValueError where the request's share contradicts what its slot holds or what the runner was built for."""
-    info = infos.get(request.slot)
-    if info is None:
-        raise ValueError(f"slot {request.slot} holds no request")
-    token_ids = None
-    num_ids = 1
-    if request.token_ids is not None:
-        token_ids = np.asarray(request.token_ids, np.int64)
-        num_ids = len(token_ids)
-        check_token_ids(token_ids, limits.vocab_size)
-    if request.num_new_tokens < 1 or request.num_new_tokens != num_ids or request.num_computed_tokens < 0:
-        raise ValueError(f"{request.num_new_tokens} tokens are planned and {num_ids} given")
-    if any(request.new_block_ids):
-        num_added = tuple(len(block_ids) for block_ids in request.new_block_ids)
-        info = replace(info, num_blocks=tuple(a + b for a, b in zip(info.num_blocks, num_added, strict=True)))
-        if not all(0 <= block_id < limits.num_blocks for block_ids in request.new_block_ids for block_id in block_ids):
-            raise ValueError(f"a block id is outside the KV cache of {limits.num_blocks} blocks")
-    num_needed = -(-(request.num_computed_tokens + request.num_new_tokens) // limits.block_size)
-    if min(info.num_blocks) < num_needed or max(info.num_blocks) > limits.max_blocks:
-        raise ValueError(f"{num_needed} KV blocks are needed, the slot has {info.num_blocks} of at most {limits.max_blocks}")
-    return Row(index, request, info, token_ids)
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decode_slots) + sum(len(chunk.token_ids) for chunk in self.chunks)
+
+    def index(self, row: int) -> int:
+        """The row in the plan."""
+        return row if self.indices is None else int(self.indices[row])
 
 
-def pack(rows: Sequence[Row], limits: Limits) -> Batch:
-    """The arrays of a batch; names ending in `_places` are flat indices into a [slot, column] table."""
-    requests = [row.request for row in rows]
-    slots = np.array([request.slot for request in requests], np.int64)
-    starts = np.array([request.num_computed_tokens for request in requests], np.int64)
-    lengths = np.array([request.num_new_tokens for request in requests], np.int64)
-    query_start = np.concatenate((np.zeros(1, np.int64), lengths.cumsum()))
-    num_tokens = int(query_start[-1])
-    positions = np.arange(num_tokens) + np.repeat(starts - query_start[:-1], lengths)
-    token_ids = np.zeros(num_tokens, np.int64)
-    for row, start in zip(rows, query_start[:-1].tolist(), strict=True):
-        if row.token_ids is not None:
-            token_ids[start : start + len(row.token_ids)] = row.token_ids
-    from_device = np.array([row.token_ids is None for row in rows], np.bool_)
-    context_lens = (starts + lengths).astype(np.int32)
-    arrays: dict[str, NDArray[np.generic]] = {
-        "row_slots": slots.astype(np.int32),
-        "query_start": query_start.astype(np.int32),
-        "context_lens": context_lens,
-        "token_ids": token_ids,
-        "positions": positions,
-        "kv_places": np.repeat(slots * limits.max_blocks, lengths) + positions // limits.block_size,
-        "kv_offsets": positions % limits.block_size,
-        "device_tokens": query_start[:-1][from_device],
-        "device_slots": slots[from_device],
-    }
-    for group in range(limits.num_groups):
-        _pack_blocks(rows, group, limits, arrays)
-    return Batch(
-        rows=tuple(rows),
-        query_start=query_start.astype(np.int32),
-        arrays=arrays,
-        max_query_len=int(lengths.max()),
-        max_context_len=int(context_lens.max()),
-        host_lengths=np.stack((lengths.astype(np.int32), context_lens)),
-    )
+def check_plan(plan: StepPlan, slots: HostSlots, failures: dict[int, str], limits: Limits) -> Batch:
+    """Notes the plan's new blocks in `slots` and sorts out its rows; `failures` are slots whose requests cannot run."""
+    failures = dict(failures)
+    new_blocks = tuple(_checked_blocks(group, blocks, slots, failures, limits) for group, blocks in enumerate(plan.new_blocks))
+    decode_slots = plan.decode_slots
+    errors: dict[int, str] = {}
+    is_good = _good_decodes(decode_slots, plan.num_decode_steps, slots, limits)
+    if failures:
+        is_good &= ~np.isin(decode_slots, list(failures))
+    kept_decodes = decode_slots if is_good.all() else decode_slots[is_good]
+    if len(kept_decodes) < len(decode_slots):
+        for row in np.flatnonzero(~is_good).tolist():
+            errors[row] = failures.get(int(decode_slots[row]), "its slot holds no request or too few KV blocks")
+    chunks = []
+    for row, chunk in enumerate(plan.chunks, len(decode_slots)):
+        try:
+            _check_chunk(chunk, slots, failures, limits)
+            chunks.append(chunk)
+        except (ValueError, TypeError, OverflowError) as error:
+            errors[row] = str(error)
+    indices = None
+    if errors:
+        indices = np.setdiff1d(np.arange(plan.num_rows), list(errors))
+    return Batch(kept_decodes, tuple(chunks), new_blocks, plan.num_decode_steps, indices, errors)
 
 
-def _pack_blocks(rows: Sequence[Row], group: int, limits: Limits, arrays: dict[str, NDArray[np.generic]]) -> None:
-    places: list[int] = []
-    block_ids: list[int] = []
-    for row in rows:
-        added = row.request.new_block_ids[group] if row.request.new_block_ids else ()
-        if added:
-            end = row.request.slot * limits.max_blocks + row.info.num_blocks[group]
-            places += range(end - len(added), end)
-            block_ids += added
-    if places:
-        arrays[f"block_places_{group}"] = np.array(places, np.int64)
-        arrays[f"block_ids_{group}"] = np.array(block_ids, np.int32)
+def _checked_blocks(group: int, blocks: NewBlocks, slots: HostSlots, failures: dict[int, str], limits: Limits) -> NewBlocks:
+    """The entries that can be written, noted in `slots`; the slots of others are added to `failures`."""
+    if not len(blocks.slots):
+        return blocks
+    is_good = (blocks.block_ids >= 0) & (blocks.block_ids < limits.num_blocks)
+    is_good &= (blocks.columns >= 0) & (blocks.columns < limits.max_blocks)
+    in_range = (blocks.slots >= 0) & (blocks.slots < limits.num_slots)
+    if not (is_good & in_range).all():
+        message = f"a block is outside the KV cache of {limits.num_blocks} blocks or of a table of {limits.max_blocks} columns"
+        failures.update(dict.fromkeys(blocks.slots[~is_good].tolist(), message))
+        keep = is_good & in_range
+        blocks = NewBlocks(slots=blocks.slots[keep], columns=blocks.columns[keep], block_ids=blocks.block_ids[keep])
+    slots.add_blocks(group, blocks.slots, blocks.columns)
+    return blocks
 
 
-def attention_batches(batch: Batch, arrays: dict[str, Tensor], slots: DeviceSlots, limits: Limits) -> list[AttentionBatch]:
-    """Writes the step's new blocks into the block tables and says where attention finds what, per KV group."""
-    host_lengths = torch.from_numpy(batch.host_lengths)
-    batches = []
-    for group, table in enumerate(slots.block_tables):
-        if f"block_places_{group}" in arrays:
-            slots.append_blocks(group, arrays[f"block_places_{group}"], arrays[f"block_ids_{group}"])
-        block_of_token = table.view(-1).index_select(0, arrays["kv_places"]).long()
-        batches.append(
-            AttentionBatch(
-                block_table=table,
-                row_slots=arrays["row_slots"],
-                query_start=arrays["query_start"],
-                context_lens=arrays["context_lens"],
-                kv_slots=block_of_token * limits.block_size + arrays["kv_offsets"],
-                max_query_len=batch.max_query_len,
-                max_context_len=batch.max_context_len,
-                host_lengths=host_lengths,
-            )
-        )
-    return batches
+def _good_decodes(decode_slots: NDArray[np.int32], num_steps: int, slots: HostSlots, limits: Limits) -> NDArray[np.bool_]:
+    """Whether each slot has blocks for so many more tokens; slots without a request have none."""
+    if not len(decode_slots):
+        return np.zeros(0, np.bool_)
+    in_range = (decode_slots >= 0) & (decode_slots < limits.num_slots)
+    known = decode_slots if in_range.all() else np.where(in_range, decode_slots, 0)
+    num_tokens = slots.num_computed[known] + num_steps
+    is_good: NDArray[np.bool_] = in_range & (slots.num_columns[:, known].min(0) * limits.block_size >= num_tokens)
+    return is_good
+
+
+def _check_chunk(chunk: ScheduledChunk, slots: HostSlots, failures: dict[int, str], limits: Limits) -> None:
+    """Raises ValueError where the chunk contradicts what its slot holds or what the runner was built for."""
+    if chunk.slot in failures:
+        raise ValueError(failures[chunk.slot])
+    if chunk.slot not in slots.infos:
+        raise ValueError(f"slot {chunk.slot} holds no request")
+    if len(chunk.token_ids) < 1 or chunk.num_computed_tokens < 0:
+        raise ValueError(f"{len(chunk.token_ids)} tokens are planned from position {chunk.num_computed_tokens} on")
+    check_token_ids(chunk.token_ids, limits.vocab_size)
+    num_needed = -(-(chunk.num_computed_tokens + len(chunk.token_ids)) // limits.block_size)
+    num_columns = int(slots.num_columns[:, chunk.slot].min())
+    if num_columns < num_needed:
+        raise ValueError(f"{num_needed} KV blocks are needed, the slot has {num_columns}")

@@ -1,14 +1,14 @@
 """Runs steps of a torch model: plan in, tokens out, the device never waited for in between.
 
-What later steps need (last tokens, block tables, sampling parameters, counts) stays on the device by slot. On CUDA `launch`
-only queues work and results come back through pinned memory behind an event; on the CPU `launch` computes. Whatever goes wrong
-with a whole step is raised by `wait`; such a step has changed nothing, and the runner takes the next one.
+What steps compute with (counts, last tokens, block tables, sampling parameters) stays on the device by slot; a plan adds what
+has changed, in one copy, and a steady decode step nothing. On CUDA `launch` only queues work, mostly graphs of padded sizes,
+and tokens come back through pinned memory behind an event; on the CPU `launch` computes, at exact sizes. Whatever goes wrong
+with a whole step is raised by `wait`; after that its requests are started anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,39 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import ops
-from .batch import Batch, Limits, Row, attention_batches, check_request, pack
+from ..kernels.step_state import NUM_OUTPUT_STEPS
+from .batch import Batch, Limits, check_plan
+from .graphs import CapturedStep, StepGraphs
 from .model_config import ModelConfig
 from .plan import PendingStep, StartedRequest, StepPlan
-from .prompt_logprobs import plan_scoring, score
-from .results import (
-    LaunchedStep,
-    RaisedStep,
-    SampledIndex,
-    SampledPart,
-    ScoredPart,
-    download_logprobs,
-    download_sampled,
-)
-from .sampler import SampledRow, SamplingPlan, note_tokens, plan_sampling, sample
-from .slots import DeviceSlots, SlotInfo, has_penalties, make_slot_info, started_arrays
-from .staging import start_download, upload
-from .token_counts import counted_arrays
-
-
-class Model(Protocol):
-    """What a runner asks of a model; shapes as in models.causal_lm."""
-
-    def __call__(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
-        batches: Sequence[ops.AttentionBatch],
-    ) -> Tensor:
-        """Hidden states [T, hidden] of T tokens."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [N, vocab_size] of N rows of hidden states, in memory of its own."""
+from .prompt_logprobs import ScoringPlan, plan_scoring, score
+from .results import LaunchedStep, RaisedStep, ReportedPart, ScoredPart, download_logprobs
+from .sampler import SpecialPlan, count_tokens, edited_logits, plan_special, report, reported_logits
+from .slots import HostSlots, SlotInfo, has_penalties, make_slot_info
+from .staging import start_download
+from .step_program import Model, StepProgram
+from .step_sender import StepSender
+from .step_sizes import StepSize, StepSizes
+from .step_timing import StepTimer
+from .token_counts import TokenCounts, counted_arrays
 
 
 class ModelRunner:
@@ -66,8 +48,11 @@ class ModelRunner:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        uses_graphs: bool = True,
+        times_steps: bool = False,
     ) -> None:
-        self._model, self._device = model, device
+        """`uses_graphs` and `times_steps` (see `timer`) mean nothing on the CPU."""
+        self._device, self._is_cuda = device, device.type == "cuda"
         self._eos_token_ids = model_config.eos_token_ids
         self._max_num_batched_tokens = max_num_batched_tokens
         groups = model_config.kv_groups
@@ -76,141 +61,162 @@ class ModelRunner:
             block_size=block_size,
             max_blocks=-(-max_model_len // block_size),
             num_groups=len(groups),
+            num_slots=max_num_seqs,
             vocab_size=model_config.vocab_size,
         )
-        self._infos: dict[int, SlotInfo] = {}
-        self._slots = DeviceSlots(
-            max_num_seqs=max_num_seqs,
-            max_blocks=self._limits.max_blocks,
-            num_groups=len(groups),
-            vocab_size=model_config.vocab_size,
-            device=device,
-        )
-        self._kv_caches = [
+        kv_caches = [
             ops.make_kv_cache(num_blocks, block_size, model_config.num_kv_heads, model_config.head_dim, dtype, device)
             for _ in range(max(len(group.layers) for group in groups))
         ]
+        self._sizes = StepSizes(max_num_seqs, max_num_batched_tokens)
+        self._program = StepProgram(model, model_config, kv_caches, self._limits, self._sizes, device)
+        self._sender = StepSender(self._program, self._limits, device)
+        self._slots = HostSlots(max_num_seqs, len(groups))
+        self._counts = TokenCounts(max_num_seqs, model_config.vocab_size, device)
+        self._is_consistent = True
+        self._graphs: StepGraphs | None = None
+        if self._is_cuda and uses_graphs:
+            self._graphs = StepGraphs(self._program, self._sizes, device, make_empty=self._sender.send_padding)
+        self.timer = StepTimer(device) if self._is_cuda and times_steps else None
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """See plan.Runner. Never raises."""
         try:
-            return self._launch(plan)
+            launched = self._launch(plan)
         except Exception as error:
+            self._is_consistent = False
             return RaisedStep(error)
+        if self._graphs is not None:
+            self._graphs.capture_due()
+        return launched
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Captures the first graphs; to be called once, before the engine is ready."""
+        if self._graphs is not None:
+            self._graphs.capture_at_start()
+
+    @torch.inference_mode()
+    def on_idle(self) -> bool:
+        """See plan.Runner: captures one more graph."""
+        return self._graphs is not None and self._graphs.capture_missing()
 
     def _launch(self, plan: StepPlan) -> LaunchedStep:
-        assert plan.num_tokens <= self._max_num_batched_tokens
-        infos = dict(self._infos)
-        arrays, failures = self._start(plan.started, infos)
-        rows, errors = self._check(plan, infos, failures)
-        sampled, scored = None, None
-        if rows:
-            sampled, scored = self._compute(pack(rows, self._limits), arrays)
-        elif arrays:
-            self._set_up(upload(arrays, self._device))
-        self._infos = infos
-        return LaunchedStep(
-            num_requests=len(plan.requests), errors=errors, sampled=sampled, scored=scored, synchronize=self._end_of_work()
+        assert plan.num_tokens <= self._max_num_batched_tokens and plan.num_decode_steps <= NUM_OUTPUT_STEPS
+        if not self._is_consistent:
+            self._sender.forget()
+            self._program.reset_steps()
+            self._is_consistent = True
+        failures = self._start(plan.started)
+        able = [request for request in plan.started if request.slot not in failures]
+        batch = check_plan(plan, self._slots, failures, self._limits)
+        scoring, special = plan_scoring(batch, self._slots), plan_special(batch, self._slots)
+        size = self._pick_size(batch)
+        captured = self._graphs.get(size) if self._graphs is not None and not scoring.segments else None
+        start = None if self.timer is None else self.timer.mark()
+        counted = self._counted_arrays(able)
+        arrays = self._sender.send(batch, able, size, counted | scoring.arrays | special.arrays)
+        if counted:
+            self._counts.reset(arrays)
+        reported, scored = None, None
+        for _ in range(batch.num_steps if batch.num_rows else 0):
+            reported, scored = self._run_step(batch, size, captured, scoring, special, arrays)
+        launched = LaunchedStep(
+            batch=batch,
+            num_plan_rows=plan.num_rows,
+            token_ids=self._program.download(batch.num_steps, batch.num_rows),
+            reported=reported,
+            scored=scored,
+            synchronize=self._end_of_work(),
         )
+        self._slots.count_on(batch)
+        if self.timer is not None and start is not None:
+            self.timer.note(start, batch, has_graph=captured is not None)
+        return launched
 
-    def _start(
-        self, started: Sequence[StartedRequest], infos: dict[int, SlotInfo]
-    ) -> tuple[dict[str, NDArray[np.generic]], dict[int, str]]:
-        """Notes new requests in `infos`; returns what the device must learn of them, and slots whose request cannot run."""
+    def _start(self, started: Sequence[StartedRequest]) -> dict[int, str]:
+        """Notes new requests; returns slots whose request cannot run, and why."""
         failures: dict[int, str] = {}
         for request in started:
-            infos.pop(request.slot, None)
+            self._slots.start(request.slot, None)
             try:
-                infos[request.slot] = self._make_info(request)
+                self._slots.start(request.slot, self._make_info(request))
             except (ValueError, TypeError, OverflowError) as error:
                 failures[request.slot] = str(error)
             except torch.OutOfMemoryError:
                 failures[request.slot] = "no device memory is left for the token counts that penalties need"
-        able = [request for request in started if request.slot not in failures]
-        if not able:
-            return {}, failures
-        counted = [(request, row) for request in able if (row := infos[request.slot].count_row) is not None]
-        arrays = started_arrays(able)
-        if counted:
-            arrays |= counted_arrays(counted, self._limits.vocab_size)
-        return arrays, failures
+        return failures
 
     def _make_info(self, request: StartedRequest) -> SlotInfo:
-        counts = self._slots.token_counts
         count_row = None
         if has_penalties(request.sampling):
-            count_row = counts.take_row(request.slot)
+            count_row = self._counts.take_row(request.slot)
         else:
-            counts.release_row(request.slot)
+            self._counts.release_row(request.slot)
         return make_slot_info(
-            request,
-            num_groups=self._limits.num_groups,
-            vocab_size=self._limits.vocab_size,
-            eos_token_ids=self._eos_token_ids,
-            count_row=count_row,
+            request, vocab_size=self._limits.vocab_size, eos_token_ids=self._eos_token_ids, count_row=count_row
         )
 
-    def _check(self, plan: StepPlan, infos: dict[int, SlotInfo], failures: dict[int, str]) -> tuple[list[Row], dict[int, str]]:
-        """The requests that can be computed, their blocks counted in `infos`, and what is wrong with the others."""
-        rows: list[Row] = []
-        errors: dict[int, str] = {}
-        for index, request in enumerate(plan.requests):
-            if request.slot in failures:
-                errors[index] = failures[request.slot]
-                continue
-            try:
-                row = check_request(index, request, infos, self._limits)
-            except (ValueError, TypeError, OverflowError) as error:
-                errors[index] = str(error)
-                continue
-            infos[request.slot] = row.info
-            rows.append(row)
-        return rows, errors
+    def _counted_arrays(self, started: Sequence[StartedRequest]) -> dict[str, NDArray[np.generic]]:
+        rows = [(request, self._slots.infos[request.slot].count_row) for request in started]
+        counted = [(request, row) for request, row in rows if row is not None]
+        return counted_arrays(counted, self._limits.vocab_size) if counted else {}
 
-    def _set_up(self, arrays: dict[str, Tensor]) -> None:
-        if "started_slots" in arrays:
-            self._slots.start(arrays)
-        if "counted_rows" in arrays:
-            self._slots.token_counts.reset(arrays)
+    def _pick_size(self, batch: Batch) -> StepSize:
+        """Padded on a GPU, with graphs or without, so that both compute the same; exact on the CPU."""
+        num_tokens, num_rows = batch.num_tokens, batch.num_rows
+        if not self._is_cuda:
+            return StepSize(num_tokens, num_rows, num_tokens == num_rows)
+        size = self._sizes.padded(max(1, num_tokens), max(1, num_rows), is_decode=num_tokens == num_rows)
+        return size if self._graphs is None else self._graphs.pick(size)
 
-    def _compute(self, batch: Batch, started: dict[str, NDArray[np.generic]]) -> tuple[SampledPart | None, ScoredPart | None]:
-        """Queues the step. What a later step reads is written last, when nothing can fail any more."""
-        slots, limits = self._slots, self._limits
-        owners, sampling = _plan_sampling(batch)
-        scoring = plan_scoring(batch)
-        arrays = upload(started | batch.arrays | sampling.arrays | scoring.arrays, self._device)
-        self._set_up(arrays)
-        token_ids = arrays["token_ids"]
-        token_ids.index_copy_(0, arrays["device_tokens"], slots.last_token.index_select(0, arrays["device_slots"]))
-        batches = attention_batches(batch, arrays, slots, limits)
-        hidden = self._model(token_ids, arrays["positions"], self._kv_caches, batches)
-        scored, sampled_part = None, None
-        if scoring.segments:
-            scores, is_valid = score(hidden, self._model.logits, scoring, arrays, limits.vocab_size)
-            scored = ScoredPart(scoring, download_logprobs(scores), start_download(is_valid))
-        if owners:
-            logits = self._model.logits(hidden.index_select(0, arrays["sampled_rows"]))
-            sampled = sample(logits, sampling, arrays, slots)
-            sampled_part = SampledPart(owners, sampling, download_sampled(sampled))
-            note_tokens(sampled, sampling, arrays, slots)
-        return sampled_part, scored
+    def _run_step(
+        self,
+        batch: Batch,
+        size: StepSize,
+        captured: CapturedStep | None,
+        scoring: ScoringPlan,
+        special: SpecialPlan,
+        arrays: dict[str, Tensor],
+    ) -> tuple[ReportedPart | None, ScoredPart | None]:
+        """Queues one step; what the next one reads is written last."""
+        program, scored = self._program, None
+        if captured is not None:
+            captured.forward.replay()
+            program.count_step()
+            logits = captured.logits
+        else:
+            hidden = program.hidden_states(size)
+            program.count_step()
+            if scoring.segments:
+                scores, is_valid = score(hidden, program.model.logits, scoring, arrays, self._limits.vocab_size)
+                scored = ScoredPart(scoring, download_logprobs(scores), start_download(is_valid))
+            logits = program.logits(hidden, size)
+        if not special.is_empty:
+            return self._sample_specially(logits, batch, special, arrays), scored
+        if captured is not None:
+            captured.sampling[special.has_filters].replay()
+        else:
+            program.sample(logits, has_filters=special.has_filters)
+        return None, scored
+
+    def _sample_specially(
+        self, logits: Tensor, batch: Batch, special: SpecialPlan, arrays: dict[str, Tensor]
+    ) -> ReportedPart | None:
+        raw = reported_logits(logits, special, arrays)
+        logits = edited_logits(logits, special, arrays, self._program.state, self._counts)
+        token_ids, is_valid = self._program.draw(logits, has_filters=special.has_filters)
+        reported = None
+        if raw is not None:
+            rows = tuple((batch.index(row), num_top) for row, num_top in special.reported)
+            reported = ReportedPart(rows, download_logprobs(report(raw, token_ids, special, arrays)))
+        count_tokens(token_ids, special, arrays, self._counts)
+        self._program.advance(token_ids, is_valid)
+        return reported
 
     def _end_of_work(self) -> Callable[[], None]:
         """A function that waits for what has been queued so far."""
-        if self._device.type != "cuda":
+        if not self._is_cuda:
             return lambda: None
-        event = torch.cuda.current_stream(self._device).record_event()
-        return lambda: event.synchronize()
-
-
-def _plan_sampling(batch: Batch) -> tuple[tuple[SampledIndex, ...], SamplingPlan]:
-    """Which rows of logits the step needs: the last one of every request that samples."""
-    owners: list[SampledIndex] = []
-    rows: list[SampledRow] = []
-    for row, end in zip(batch.rows, batch.query_start[1:].tolist(), strict=True):
-        position = row.request.samples_position
-        if position is not None:
-            owners.append(SampledIndex(row.index, row.info.sampling.logprobs))
-            rows.append(SampledRow(row.request.slot, row.info, end - 1, position))
-    return tuple(owners), plan_sampling(rows)
+        return torch.cuda.current_stream(self._device).record_event().synchronize

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..kernels import ops
 from .batch import Batch
 from .sampler import TopLogprobs
+from .slots import HostSlots
 
 MAX_LOGITS_ELEMENTS = 1 << 24
 """Bounds the logits of one round to 64 MiB, and their log-softmax to as much again."""
@@ -26,7 +27,7 @@ class Segment:
     """One request's share of the scored rows."""
 
     index: int
-    """In the plan's requests."""
+    """Row of the plan."""
     num_positions: int
     num_top: int
 
@@ -44,21 +45,22 @@ class ScoringPlan:
         return max(segment.num_top for segment in self.segments)
 
 
-def plan_scoring(batch: Batch) -> ScoringPlan:
-    """Finds the rows of requests that asked for prompt logprobs."""
+def plan_scoring(batch: Batch, slots: HostSlots) -> ScoringPlan:
+    """Finds the chunks of requests that asked for prompt logprobs."""
     segments: list[Segment] = []
     rows: list[NDArray[np.int64]] = []
     targets: list[NDArray[np.int64]] = []
-    for row, first in zip(batch.rows, batch.query_start.tolist(), strict=False):
-        num_top = row.info.sampling.prompt_logprobs
-        if num_top is None:
-            continue
-        start = row.request.num_computed_tokens
-        scored = row.info.prompt_token_ids[start + 1 : start + 1 + row.request.num_new_tokens]
-        if len(scored):
-            segments.append(Segment(row.index, len(scored), num_top))
-            rows.append(np.arange(first, first + len(scored)))
-            targets.append(np.asarray(scored, np.int64))
+    first = len(batch.decode_slots)
+    for row, chunk in enumerate(batch.chunks, first):
+        info = slots.infos[chunk.slot]
+        num_top, start, num_tokens = info.sampling.prompt_logprobs, chunk.num_computed_tokens, len(chunk.token_ids)
+        if num_top is not None:
+            scored = info.prompt_token_ids[start + 1 : start + 1 + num_tokens]
+            if len(scored):
+                segments.append(Segment(batch.index(row), len(scored), num_top))
+                rows.append(np.arange(first, first + len(scored)))
+                targets.append(np.asarray(scored, np.int64))
+        first += num_tokens
     if not segments:
         return ScoringPlan((), {})
     return ScoringPlan(tuple(segments), {"scored_rows": np.concatenate(rows), "scored_targets": np.concatenate(targets)})
@@ -72,7 +74,7 @@ def score(
     rows_per_round = max(1, MAX_LOGITS_ELEMENTS // vocab_size)
     for start in range(0, len(arrays["scored_rows"]), rows_per_round):
         part = slice(start, start + rows_per_round)
-        logits = logits_of(hidden.index_select(0, arrays["scored_rows"][part]))
+        logits = logits_of(hidden.index_select(0, arrays["scored_rows"][part])).float()
         valid.append(torch.isfinite(logits.amax(dim=1)))
         rounds.append(ops.top_logprobs(logits, arrays["scored_targets"][part], plan.num_top))
     token_ids, logprobs, ranks = (torch.cat(parts) for parts in zip(*rounds, strict=True))

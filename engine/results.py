@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .plan import PositionLogprobs, StepResult
+from ..kernels.step_state import INVALID_TOKEN
+from .batch import Batch
+from .plan import NO_TOKEN, PositionLogprobs, StepResult
 from .prompt_logprobs import ScoringPlan
-from .sampler import Sampled, SamplingPlan, TopLogprobs
+from .sampler import TopLogprobs
 from .staging import start_download
 
 INVALID_LOGITS = "the model produced NaN or infinite logits"
@@ -17,7 +21,7 @@ INVALID_LOGITS = "the model produced NaN or infinite logits"
 
 @dataclass(frozen=True, slots=True)
 class RaisedStep:
-    """A step that raised while it was launched. It has changed nothing a later step could see."""
+    """A step that raised while it was launched."""
 
     error: Exception
 
@@ -26,38 +30,18 @@ class RaisedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class SampledIndex:
-    """A row of logits and whose it is."""
+class ReportedPart:
+    """Logprobs of sampled tokens, on their way to the host."""
 
-    index: int
-    """In the plan's requests."""
-    num_top: int | None
-    """Top tokens the request wants with each output token."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledPart:
-    """The sampled tokens of a step, on their way to the host."""
-
-    owners: tuple[SampledIndex, ...]
-    plan: SamplingPlan
-    on_host: Sampled
+    rows: tuple[tuple[int, int], ...]
+    """(row of the plan, how many top tokens)."""
+    on_host: TopLogprobs
 
     def read(self, result: StepResult) -> None:
-        """Adds tokens, logprobs and errors to the result."""
-        tokens_and_validity = zip(self.owners, self.on_host.token_ids.tolist(), self.on_host.is_valid.tolist(), strict=True)
-        for owner, token_id, is_valid in tokens_and_validity:
-            if is_valid:
-                result.token_ids[owner.index].append(token_id)
-            else:
-                result.errors[owner.index] = INVALID_LOGITS
-        if self.on_host.logprobs is None:
-            return
-        logprobs = _HostLogprobs(self.on_host.logprobs)
-        for place, row in enumerate(self.plan.reported_rows):
-            owner = self.owners[row]
-            assert owner.num_top is not None
-            result.logprobs[owner.index] = logprobs.part(place, 1, owner.num_top)
+        """Adds them to the result."""
+        logprobs = _HostLogprobs(self.on_host)
+        for place, (index, num_top) in enumerate(self.rows):
+            result.logprobs[index] = logprobs.part(place, 1, num_top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +83,39 @@ def download_logprobs(tensors: TopLogprobs) -> TopLogprobs:
     return TopLogprobs(start_download(tensors.token_ids), start_download(tensors.logprobs), start_download(tensors.ranks))
 
 
-def download_sampled(sampled: Sampled) -> Sampled:
-    """Starts the copy to the host."""
-    logprobs = None if sampled.logprobs is None else download_logprobs(sampled.logprobs)
-    return Sampled(start_download(sampled.token_ids), start_download(sampled.is_valid), logprobs)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchedStep:
     """A step whose work is queued on the device (or done, on the CPU)."""
 
-    num_requests: int
-    errors: Mapping[int, str]
-    """Requests that were left out of the batch."""
-    sampled: SampledPart | None
+    batch: Batch
+    num_plan_rows: int
+    token_ids: torch.Tensor
+    """int32 [num_decode_steps, rows of the batch], on its way to the host."""
+    reported: ReportedPart | None
     scored: ScoredPart | None
     synchronize: Callable[[], None]
     """Waits until this step's results are on the host, and for nothing launched after it."""
 
     def wait(self) -> StepResult:
         self.synchronize()
-        result = StepResult(token_ids=[[] for _ in range(self.num_requests)], errors=dict(self.errors))
-        if self.sampled is not None:
-            self.sampled.read(result)
-        if self.scored is not None:
-            self.scored.read(result)
+        token_ids = self._plan_rows(self.token_ids.numpy())
+        result = StepResult(token_ids=token_ids, errors=dict(self.batch.errors))
+        is_invalid = (token_ids == INVALID_TOKEN).any(0)
+        if is_invalid.any():
+            result.errors.update(dict.fromkeys(np.flatnonzero(is_invalid).tolist(), INVALID_LOGITS))
+        for part in (self.reported, self.scored):
+            if part is not None:
+                part.read(result)
         for index in result.errors:
-            result.token_ids[index].clear()
+            token_ids[:, index] = NO_TOKEN
             result.logprobs.pop(index, None)
             result.prompt_logprobs.pop(index, None)
         return result
+
+    def _plan_rows(self, token_ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """A copy with a column per row of the plan; the pinned memory is free for the next step."""
+        if self.batch.indices is None:
+            return token_ids.copy()
+        spread = np.full((len(token_ids), self.num_plan_rows), NO_TOKEN, np.int32)
+        spread[:, self.batch.indices] = token_ids
+        return spread

@@ -1,6 +1,7 @@
-"""Logits to tokens: penalties, bias and min_tokens, temperature, then min_p, top_k, top_p, then a keyed draw.
+"""Rows that need more than a draw from the logits as they are: penalties, bias, min_tokens, logprobs.
 
-`plan_sampling` finds out on the host which rows use what, `sample` does that much and no more on the device.
+In order: penalties, bias and min_tokens; then temperature, min_p, top_k, top_p and a keyed draw as for every row. Only these
+rows are looked at one by one.
 """
 
 from __future__ import annotations
@@ -9,40 +10,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import ops
-from .slots import PARAMETER_NAMES, DeviceSlots, SlotInfo
+from ..kernels.step_state import SlotState
+from .batch import Batch
+from .slots import HostSlots, SlotInfo
+from .token_counts import TokenCounts
 
 
 @dataclass(frozen=True, slots=True)
-class SampledRow:
-    """A row of logits that yields a token."""
+class SpecialRow:
+    """A row of logits that is not simply drawn from."""
 
+    row: int
     slot: int
     info: SlotInfo
-    batch_row: int
-    """Row of the batch's hidden states."""
     position: int
     """Index of the token among the request's output tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingPlan:
-    """Which of N rows use what. `arrays` are uploaded and handed to `sample` as tensors."""
+class SpecialPlan:
+    """Which rows use what. `arrays` are uploaded and handed to the functions below as tensors."""
 
-    num_rows: int
-    num_random: int
-    num_filtered: int
-    num_penalized: int
+    has_penalties: bool
     has_edits: bool
-    reported_rows: tuple[int, ...]
-    """Rows whose requests want logprobs."""
-    num_top: int
-    """Most top tokens any of them wants."""
+    reported: tuple[tuple[int, int], ...]
+    """(row, how many top tokens) of requests that want logprobs."""
+    has_filters: bool
+    """Of any row, special or not."""
     arrays: dict[str, NDArray[np.generic]]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all rows are simply drawn from."""
+        return not self.arrays
+
+    @property
+    def num_top(self) -> int:
+        """Most top tokens any of them wants."""
+        return max(num_top for _, num_top in self.reported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,130 +63,74 @@ class TopLogprobs:
     ranks: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """What `sample` yields for N rows."""
+def plan_special(batch: Batch, slots: HostSlots) -> SpecialPlan:
+    """Finds the special rows among those that sample, and sorts them by what they use."""
+    decodes = batch.decode_slots
+    has_filters = bool(slots.has_filters[decodes].any())
+    positions = slots.output_positions[decodes]
+    rows = [
+        SpecialRow(row, slot := int(decodes[row]), slots.infos[slot], int(positions[row]))
+        for row in np.flatnonzero(positions < slots.special_until[decodes]).tolist()
+    ]
+    for row, chunk in enumerate(batch.chunks, len(decodes)):
+        if chunk.samples_position is not None:
+            info = slots.infos[chunk.slot]
+            has_filters |= info.has_filters
+            if chunk.samples_position < info.special_until:
+                rows.append(SpecialRow(row, chunk.slot, info, chunk.samples_position))
+    return plan_special_rows(rows, has_filters=has_filters)
 
-    token_ids: Tensor
-    """int64 [N]."""
-    is_valid: Tensor
-    """bool [N]: False where the model produced NaN or no finite logit at all; the token is void."""
-    logprobs: TopLogprobs | None
-    """Of the plan's reported rows."""
 
-
-def plan_sampling(rows: Sequence[SampledRow]) -> SamplingPlan:
+def plan_special_rows(rows: Sequence[SpecialRow], *, has_filters: bool) -> SpecialPlan:
     """Sorts rows by what they use."""
-    random = [index for index, row in enumerate(rows) if not row.info.is_greedy]
-    filtered = [place for place, index in enumerate(random) if rows[index].info.has_filters]
-    penalized = [(index, row.info.count_row) for index, row in enumerate(rows) if row.info.count_row is not None]
-    reported = [(index, row.info.sampling.logprobs) for index, row in enumerate(rows) if row.info.sampling.logprobs is not None]
-    edits = [(index, found) for index, row in enumerate(rows) if (found := row.info.edits_at(row.position)) is not None]
-    arrays: dict[str, NDArray[np.generic]] = {
-        "sampled_rows": np.array([row.batch_row for row in rows], np.int64),
-        "sampled_slots": np.array([row.slot for row in rows], np.int64),
-        "output_positions": np.array([row.position for row in rows], np.int64),
-    }
-    if 0 < len(random) < len(rows):
-        arrays["random_rows"] = np.array(random, np.int64)
-    if filtered:
-        arrays["filtered_rows"] = np.array(filtered, np.int64)
+    penalized = [row for row in rows if row.info.count_row is not None]
+    reported = tuple((row.row, row.info.sampling.logprobs) for row in rows if row.info.sampling.logprobs is not None)
+    edits = [(row.row, found) for row in rows if (found := row.info.edits_at(row.position)) is not None]
+    arrays: dict[str, NDArray[np.generic]] = {}
     if penalized:
-        arrays["penalized_rows"] = np.array([index for index, _ in penalized], np.int64)
-        arrays["count_rows"] = np.array([count_row for _, count_row in penalized], np.int64)
+        arrays["penalized_rows"] = np.array([row.row for row in penalized], np.int64)
+        arrays["penalized_slots"] = np.array([row.slot for row in penalized], np.int64)
+        arrays["count_rows"] = np.array([row.info.count_row for row in penalized], np.int64)
     if edits:
-        arrays["edited_rows"] = np.repeat([index for index, _ in edits], [len(edit.token_ids) for _, edit in edits])
+        arrays["edited_rows"] = np.repeat([row for row, _ in edits], [len(edit.token_ids) for _, edit in edits])
         arrays["edited_token_ids"] = np.concatenate([edit.token_ids for _, edit in edits])
         arrays["edit_values"] = np.concatenate([edit.values for _, edit in edits])
     if reported:
-        arrays["reported_rows"] = np.array([index for index, _ in reported], np.int64)
-    return SamplingPlan(
-        num_rows=len(rows),
-        num_random=len(random),
-        num_filtered=len(filtered),
-        num_penalized=len(penalized),
-        has_edits=bool(edits),
-        reported_rows=tuple(index for index, _ in reported),
-        num_top=max((num_top for _, num_top in reported), default=0),
-        arrays=arrays,
+        arrays["reported_rows"] = np.array([row for row, _ in reported], np.int64)
+    return SpecialPlan(
+        has_penalties=bool(penalized), has_edits=bool(edits), reported=reported, has_filters=has_filters, arrays=arrays
     )
 
 
-def sample(logits: Tensor, plan: SamplingPlan, arrays: dict[str, Tensor], slots: DeviceSlots) -> Sampled:
-    """Draws a token per row of logits float32 [N, vocab_size], which it overwrites. Changes nothing in `slots`."""
-    is_valid = torch.isfinite(logits.amax(dim=1))
-    raw = logits.index_select(0, arrays["reported_rows"]) if plan.reported_rows else None
-    parameters = slots.parameters.index_select(0, arrays["sampled_slots"])
-    if plan.num_penalized:
-        _penalize(logits, parameters, arrays, slots)
+def reported_logits(logits: Tensor, plan: SpecialPlan, arrays: dict[str, Tensor]) -> Tensor | None:
+    """The logits, untouched, of rows whose requests want logprobs; float32 [n, vocab_size]."""
+    return logits.index_select(0, arrays["reported_rows"]).float() if plan.reported else None
+
+
+def edited_logits(
+    logits: Tensor, plan: SpecialPlan, arrays: dict[str, Tensor], state: SlotState, counts: TokenCounts
+) -> Tensor:
+    """Logits [N, vocab_size] with penalties, bias and min_tokens; may overwrite them."""
+    if plan.has_penalties or plan.has_edits:
+        logits = ops.editable_logits(logits)
+    if plan.has_penalties:
+        slots = arrays["penalized_slots"]
+        penalties = [
+            state.parameter(f"{kind}_penalty").index_select(0, slots) for kind in ("repetition", "frequency", "presence")
+        ]
+        ops.apply_penalties(logits, arrays["penalized_rows"], counts.counts, arrays["count_rows"], *penalties)
     if plan.has_edits:
         ops.add_to_logits(logits, arrays["edited_rows"], arrays["edited_token_ids"], arrays["edit_values"])
-    token_ids = _draw(logits, parameters, plan, arrays, slots)
-    logprobs = None
-    if raw is not None:
-        chosen = token_ids.index_select(0, arrays["reported_rows"])
-        logprobs = TopLogprobs(*ops.top_logprobs(raw, chosen, plan.num_top))
-    return Sampled(token_ids, is_valid, logprobs)
+    return logits
 
 
-def note_tokens(sampled: Sampled, plan: SamplingPlan, arrays: dict[str, Tensor], slots: DeviceSlots) -> None:
-    """Leaves the tokens where the next step looks for them, and counts them where penalties do."""
-    if plan.num_penalized:
-        slots.token_counts.add(arrays["count_rows"], sampled.token_ids.index_select(0, arrays["penalized_rows"]))
-    slots.last_token.index_copy_(0, arrays["sampled_slots"], sampled.token_ids)
+def report(raw: Tensor, token_ids: Tensor, plan: SpecialPlan, arrays: dict[str, Tensor]) -> TopLogprobs:
+    """Logprobs of the sampled tokens int64 [N], of what `reported_logits` gave."""
+    chosen = token_ids.index_select(0, arrays["reported_rows"])
+    return TopLogprobs(*ops.top_logprobs(raw, chosen, plan.num_top))
 
 
-def _column(parameters: Tensor, name: str) -> Tensor:
-    return parameters[:, PARAMETER_NAMES.index(name)].contiguous()
-
-
-def _penalize(logits: Tensor, parameters: Tensor, arrays: dict[str, Tensor], slots: DeviceSlots) -> None:
-    rows = arrays["penalized_rows"]
-    own = parameters.index_select(0, rows)
-    penalties = [_column(own, f"{kind}_penalty") for kind in ("repetition", "frequency", "presence")]
-    ops.apply_penalties(logits, rows, slots.token_counts.counts, arrays["count_rows"], *penalties)
-
-
-def _draw(logits: Tensor, parameters: Tensor, plan: SamplingPlan, arrays: dict[str, Tensor], slots: DeviceSlots) -> Tensor:
-    """Greedy rows by argmax, the others by Gumbel-max; int64 [N]."""
-    if not plan.num_random:
-        return ops.argmax(logits)
-    if plan.num_random == plan.num_rows:
-        return _draw_random(logits, parameters, arrays["sampled_slots"], arrays["output_positions"], plan, arrays, slots)
-    rows = arrays["random_rows"]
-    drawn = _draw_random(
-        logits.index_select(0, rows),
-        parameters.index_select(0, rows),
-        arrays["sampled_slots"].index_select(0, rows),
-        arrays["output_positions"].index_select(0, rows),
-        plan,
-        arrays,
-        slots,
-    )
-    return ops.argmax(logits).index_copy_(0, rows, drawn)
-
-
-def _draw_random(
-    logits: Tensor,
-    parameters: Tensor,
-    row_slots: Tensor,
-    positions: Tensor,
-    plan: SamplingPlan,
-    arrays: dict[str, Tensor],
-    slots: DeviceSlots,
-) -> Tensor:
-    """Tokens of the rows with a temperature; `filtered_rows` counts among these."""
-    temperatures = _column(parameters, "temperature")
-    thresholds = None
-    if plan.num_filtered:
-        rows = arrays["filtered_rows"]
-        own = parameters.index_select(0, rows)
-        filtered = ops.logit_thresholds(
-            logits.index_select(0, rows),
-            _column(own, "temperature"),
-            slots.top_k.index_select(0, row_slots.index_select(0, rows)),
-            _column(own, "top_p"),
-            _column(own, "min_p"),
-        )
-        thresholds = torch.full_like(temperatures, -torch.inf).index_copy_(0, rows, filtered)
-    return ops.sample_gumbel(logits, temperatures, thresholds, slots.seeds.index_select(0, row_slots), positions)
+def count_tokens(token_ids: Tensor, plan: SpecialPlan, arrays: dict[str, Tensor], counts: TokenCounts) -> None:
+    """Notes the sampled tokens where penalties will look for them."""
+    if plan.has_penalties:
+        counts.add(arrays["count_rows"], token_ids.index_select(0, arrays["penalized_rows"]))

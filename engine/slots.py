@@ -1,24 +1,28 @@
-"""What a runner keeps of every running request, by slot: `SlotInfo` on the host, `DeviceSlots` on the device.
+"""What the host knows of every running request, by slot: enough to check plans and to find the few requests that need care.
 
-The host's part is immutable and replaced when a step has been launched, so that a step that failed has changed nothing.
+What steps compute with lies on the device (kernels.step_state). The counts here follow it step by step without being read
+back: a decode adds one whatever token it yields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..ipc.messages import Sampling
 from .plan import StartedRequest
-from .token_counts import TokenCounts
+
+if TYPE_CHECKING:
+    from .batch import Batch
 
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below are greedy: dividing by them says nothing more."""
+ALWAYS = 2**31 - 1
+"""As an output position: one that no request reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,6 @@ class SlotInfo:
 
     sampling: Sampling
     prompt_token_ids: Sequence[int]
-    num_blocks: tuple[int, ...]
-    """Per KV group: length of its row of the block table."""
-    is_greedy: bool
     has_filters: bool
     """top_k, top_p or min_p is in use."""
     count_row: int | None
@@ -50,9 +51,16 @@ class SlotInfo:
         """What to add to the logits that yield the output token of index `position`."""
         return self.early_edits if position < self.sampling.min_tokens else self.bias
 
+    @property
+    def special_until(self) -> int:
+        """Output positions below this one need more than a draw from the logits as they are."""
+        if self.count_row is not None or self.bias is not None or self.sampling.logprobs is not None:
+            return ALWAYS
+        return self.sampling.min_tokens if self.early_edits is not None else 0
+
 
 def make_slot_info(
-    started: StartedRequest, *, num_groups: int, vocab_size: int, eos_token_ids: Sequence[int], count_row: int | None
+    started: StartedRequest, *, vocab_size: int, eos_token_ids: Sequence[int], count_row: int | None
 ) -> SlotInfo:
     """Raises ValueError where the request's token ids are outside the vocabulary."""
     sampling = started.sampling
@@ -68,19 +76,23 @@ def make_slot_info(
     return SlotInfo(
         sampling=sampling,
         prompt_token_ids=started.prompt_token_ids,
-        num_blocks=(0,) * num_groups,
-        is_greedy=sampling.temperature < GREEDY_TEMPERATURE,
-        has_filters=0 < sampling.top_k < vocab_size or sampling.top_p < 1.0 or sampling.min_p > 0.0,
+        has_filters=not is_greedy(sampling)
+        and (0 < sampling.top_k < vocab_size or sampling.top_p < 1.0 or sampling.min_p > 0.0),
         count_row=count_row,
         bias=_edits(sampling.logit_bias),
         early_edits=_edits(sampling.logit_bias | dict.fromkeys(ends, -np.inf)),
     )
 
 
-def check_token_ids(token_ids: NDArray[np.int64], vocab_size: int) -> None:
+def check_token_ids(token_ids: NDArray[np.integer], vocab_size: int) -> None:
     """Raises ValueError for ids the model has no embedding for; on a GPU they would take the whole process down."""
     if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
         raise ValueError(f"a token id is outside the vocabulary of {vocab_size}")
+
+
+def is_greedy(sampling: Sampling) -> bool:
+    """Whether the request takes the likeliest token each time."""
+    return sampling.temperature < GREEDY_TEMPERATURE
 
 
 def has_penalties(sampling: Sampling) -> bool:
@@ -94,39 +106,38 @@ def _edits(values: dict[int, float]) -> LogitEdits | None:
     return LogitEdits(np.array(list(values), np.int64), np.array(list(values.values()), np.float32))
 
 
-class DeviceSlots:
-    """Tensors by slot on the device: last token, block tables, sampling parameters; token counts where penalties need them."""
+class HostSlots:
+    """Arrays by slot, and what requests were started in them."""
 
-    def __init__(self, *, max_num_seqs: int, max_blocks: int, num_groups: int, vocab_size: int, device: torch.device) -> None:
-        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
-        self.block_tables = [torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device) for _ in range(num_groups)]
-        self.parameters = torch.zeros(max_num_seqs, len(PARAMETER_NAMES), device=device)
-        """float32 [max_num_seqs, parameters], columns as in PARAMETER_NAMES."""
-        self.top_k = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self.seeds = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
-        self.token_counts = TokenCounts(max_num_seqs, vocab_size, device)
+    def __init__(self, num_slots: int, num_groups: int) -> None:
+        self.infos: dict[int, SlotInfo] = {}
+        self.num_computed = np.zeros(num_slots, np.int64)
+        self.output_positions = np.zeros(num_slots, np.int64)
+        self.special_until = np.zeros(num_slots, np.int64)
+        self.has_filters = np.zeros(num_slots, np.bool_)
+        self.num_columns = np.zeros((num_groups, num_slots), np.int64)
+        """Columns of the block tables that hold blocks; 0 where no request is."""
 
-    def start(self, arrays: dict[str, Tensor]) -> None:
-        """Sets slots up for new requests; `arrays` as made by started_arrays."""
-        slots = arrays["started_slots"]
-        self.parameters.index_copy_(0, slots, arrays["started_parameters"])
-        self.top_k.index_copy_(0, slots, arrays["started_top_k"])
-        self.seeds.index_copy_(0, slots, arrays["started_seeds"])
+    def __len__(self) -> int:
+        return len(self.num_computed)
 
-    def append_blocks(self, group: int, places: Tensor, block_ids: Tensor) -> None:
-        """Writes block ids int32 [n] to places int64 [n] (slot * max_blocks + column) of the group's block table."""
-        self.block_tables[group].view(-1).index_copy_(0, places, block_ids)
+    def start(self, slot: int, info: SlotInfo | None) -> None:
+        """A request takes the slot; None: it cannot run, and the slot holds nothing."""
+        self.num_columns[:, slot] = 0
+        self.infos.pop(slot, None)
+        if info is not None:
+            self.infos[slot] = info
+            self.special_until[slot], self.has_filters[slot] = info.special_until, info.has_filters
 
+    def add_blocks(self, group: int, slots: NDArray[np.integer], columns: NDArray[np.integer]) -> None:
+        """The group's tables get these entries."""
+        np.maximum.at(self.num_columns[group], slots, columns.astype(np.int64) + 1)
 
-PARAMETER_NAMES = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-
-
-def started_arrays(started: Sequence[StartedRequest]) -> dict[str, NDArray[np.generic]]:
-    """What DeviceSlots.start needs of new requests."""
-    samplings = [request.sampling for request in started]
-    return {
-        "started_slots": np.array([request.slot for request in started], np.int64),
-        "started_parameters": np.array([[getattr(s, name) for name in PARAMETER_NAMES] for s in samplings], np.float32),
-        "started_top_k": np.array([min(sampling.top_k, 2**31 - 1) for sampling in samplings], np.int32),
-        "started_seeds": np.array([sampling.seed for sampling in samplings], np.int64),
-    }
+    def count_on(self, batch: Batch) -> None:
+        """The batch has been launched: what its steps will have computed."""
+        self.num_computed[batch.decode_slots] += batch.num_steps
+        self.output_positions[batch.decode_slots] += batch.num_steps
+        for chunk in batch.chunks:
+            self.num_computed[chunk.slot] = chunk.num_computed_tokens + len(chunk.token_ids)
+            if chunk.samples_position is not None:
+                self.output_positions[chunk.slot] = chunk.samples_position + 1

@@ -9,15 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference_attention, reference_layers, reference_sampling
+from . import reference_attention, reference_layers, reference_sampling, reference_step
 from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch, SharedChunks
+from .step_state import SlotState, StepTensors, StepUpdates
 
 __all__ = [
     "AttentionBatch",
     "SharedChunks",
     "add_rms_norm",
     "add_to_logits",
+    "advance_step",
     "apply_penalties",
+    "apply_step_updates",
     "argmax",
     "count_tokens",
     "editable_logits",
@@ -27,6 +30,7 @@ __all__ = [
     "make_kv_cache",
     "paged_attention",
     "plan_attention",
+    "prepare_step",
     "rms_norm",
     "rope_and_cache",
     "sample_gumbel",
@@ -279,3 +283,37 @@ def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tenso
 
         return fast(logits, token_ids, num_top)
     return reference_sampling.top_logprobs(logits, token_ids, num_top)
+
+
+def apply_step_updates(state: SlotState, step: StepTensors, updates: StepUpdates) -> None:
+    """Takes over what the host sends before a step: entries of block tables, started slots, the rows, the chunks' tokens."""
+    if updates.words.is_cuda:
+        from .triton_step import apply_step_updates as fast
+
+        return fast(state, step, updates)
+    return reference_step.apply_step_updates(state, step, updates)
+
+
+def prepare_step(state: SlotState, step: StepTensors, num_tokens: int, num_rows: int, block_size: int) -> None:
+    """Fills in the step for num_tokens and num_rows, padding included, from its rows and from what the slots hold.
+
+    Token ids (of decodes, and 0 for padding), positions, KV slots, context lengths, each row's last token; chunks' slots get
+    the output position the plan says; num_steps goes up by one.
+    """
+    if state.num_computed.is_cuda:
+        from .triton_step import prepare_step as fast
+
+        return fast(state, step, num_tokens, num_rows, block_size)
+    return reference_step.prepare_step(state, step, num_tokens, num_rows, block_size)
+
+
+def advance_step(state: SlotState, step: StepTensors, token_ids: Tensor, is_valid: Tensor) -> None:
+    """Writes down what the step's rows sampled, token_ids int64 [R] and is_valid bool [R], and counts their slots on.
+
+    A token that is not valid becomes token 0 for its slot and INVALID_TOKEN in StepTensors.sampled.
+    """
+    if state.num_computed.is_cuda:
+        from .triton_step import advance_step as fast
+
+        return fast(state, step, token_ids, is_valid)
+    return reference_step.advance_step(state, step, token_ids, is_valid)

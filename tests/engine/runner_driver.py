@@ -1,54 +1,31 @@
-"""A tiny model with random weights behind a ModelRunner, and a scheduler just clever enough to drive it in tests."""
+"""A tiny model behind a ModelRunner, and a scheduler just clever enough to drive it in tests."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from penstock.engine.model_config import ModelConfig
 from penstock.engine.model_runner import ModelRunner
-from penstock.engine.models import CausalLM, build_model
-from penstock.engine.plan import PendingStep, ScheduledRequest, StartedRequest, StepPlan, StepResult
-from penstock.engine.rope_config import DefaultRope
-from penstock.engine.weights import fill_with_dummy_weights
+from penstock.engine.models import CausalLM
+from penstock.engine.plan import NO_TOKEN, NewBlocks, PendingStep, ScheduledChunk, StartedRequest, StepPlan, StepResult
 from penstock.ipc.messages import Sampling
-from penstock.kernels import ops
+from tests.engine.tiny_model import MAX_MODEL_LEN, NAN_TOKEN_ID, make_model, tiny_config
 
-VOCAB_SIZE = 307
-EOS_TOKEN_ID = 5
-BLOCK_SIZE = 4
-MAX_MODEL_LEN = 96
+BLOCK_SIZES = {"cpu": 4, "cuda": 16}
 MAX_NUM_SEQS = 6
-NUM_BLOCKS = 2 * MAX_NUM_SEQS * MAX_MODEL_LEN // BLOCK_SIZE
-
-
-def tiny_config(windows: tuple[int | None, ...] = (None, None)) -> ModelConfig:
-    """A layer per window; odd sizes on purpose."""
-    return ModelConfig(
-        architecture="Qwen3ForCausalLM",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=40,
-        num_layers=len(windows),
-        num_heads=6,
-        num_kv_heads=2,
-        head_dim=10,
-        intermediate_size=56,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=MAX_MODEL_LEN,
-        tie_word_embeddings=False,
-        qkv_bias=False,
-        o_bias=False,
-        mlp_bias=False,
-        qk_norm=True,
-        rope=DefaultRope(theta=10000.0),
-        layer_windows=windows,
-        dtype="float32",
-        eos_token_ids=(EOS_TOKEN_ID,),
-        generation_defaults={},
-    )
+NUM_BLOCKS = 2 * MAX_NUM_SEQS * MAX_MODEL_LEN // 4
+PROMPT_LENGTHS = (3, 17, 1, 30)
+DRAWN: list[dict[str, Any]] = [
+    {"temperature": 0.9, "seed": 7},
+    {"temperature": 1.3, "seed": 2**62 + 5, "top_k": 40, "top_p": 0.95, "min_p": 0.001},
+    {},
+    {"temperature": 1.0, "seed": 8, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.3},
+]
 
 
 def sampling(**fields: Any) -> Sampling:
@@ -70,18 +47,37 @@ class Request:
     """Of its steps, each cut down to this request as index 0."""
     error: str | None = None
     is_started: bool = False
+    has_sampled: bool = False
+    """Since it was started: the device knows its last token."""
     num_computed: int = 0
     num_launched: int = 0
     """Output tokens whose sampling has been launched."""
     num_blocks: int = 0
 
+    @property
+    def decodes(self) -> bool:
+        """Whether its next step computes the token that the device sampled last."""
+        return self.has_sampled
+
     def preempt(self) -> None:
         """Its KV is gone; it starts again with what it has said so far."""
-        self.is_started, self.num_computed, self.num_launched, self.num_blocks = False, 0, len(self.output), 0
+        self.is_started, self.has_sampled, self.num_computed, self.num_blocks = False, False, 0, 0
+        self.num_launched = len(self.output)
 
     @property
     def is_done(self) -> bool:
         return self.error is not None or len(self.output) >= self.num_tokens
+
+
+def make_prompts(lengths: tuple[int, ...] = PROMPT_LENGTHS) -> list[list[int]]:
+    """Random prompts of these lengths."""
+    return [[random.randrange(10, NAN_TOKEN_ID) for _ in range(length)] for length in lengths]
+
+
+def requests_for(prompts: list[list[int]], *settings: dict[str, Any]) -> list[Request]:
+    """A request per prompt, each in a slot of its own; settings are taken in turn, greedy where there are none."""
+    chosen = settings or ({},)
+    return [Request(slot, prompt, sampling(**chosen[slot % len(chosen)])) for slot, prompt in enumerate(prompts)]
 
 
 class Driver:
@@ -93,8 +89,11 @@ class Driver:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         model: CausalLM | None = None,
+        **settings: Any,
     ) -> None:
-        self.config = tiny_config(windows)
+        """`settings` as of ModelRunner."""
+        self.config = tiny_config(windows, device)
+        self.block_size = BLOCK_SIZES[device]
         self.device = torch.device(device)
         self.model = model or make_model(self.config, device, dtype)
         self.runner = ModelRunner(
@@ -103,76 +102,98 @@ class Driver:
             device=self.device,
             dtype=dtype,
             num_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
+            block_size=self.block_size,
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=512,
             max_model_len=MAX_MODEL_LEN,
+            **settings,
         )
         self._free_blocks = [(31 * i) % NUM_BLOCKS for i in range(NUM_BLOCKS)]
         assert len(set(self._free_blocks)) == NUM_BLOCKS
 
-    def plan(self, requests: Sequence[Request], chunk: int | None = None) -> StepPlan:
-        """A step in which each request gets on: by `chunk` known tokens, or by the one that the device sampled last."""
-        started, scheduled = [], []
+    def plan(self, requests: Sequence[Request], chunk: int | None = None, num_decode_steps: int = 1) -> StepPlan:
+        """A step in which each request gets on: by `chunk` known tokens, or by those that the device samples."""
+        started: list[StartedRequest] = []
+        chunks: list[ScheduledChunk] = []
+        new_blocks: list[tuple[int, int, tuple[int, ...]]] = []
+        decodes = [request for request in requests if request.decodes]
+        for request in decodes:
+            request.num_launched += num_decode_steps
+            self._compute(request, num_decode_steps, new_blocks)
         for request in requests:
-            if not request.is_started:
-                request.is_started = True
-                started.append(
-                    StartedRequest(
-                        slot=request.slot,
-                        sampling=request.sampling,
-                        prompt_token_ids=request.prompt,
-                        output_token_ids=list(request.output),
-                    )
+            if request not in decodes:
+                if not request.is_started:
+                    started.append(_start(request))
+                chunks.append(self._plan_chunk(request, chunk, new_blocks))
+        return StepPlan(
+            started=tuple(started),
+            decode_slots=np.array([request.slot for request in decodes], np.int32),
+            chunks=tuple(chunks),
+            new_blocks=tuple(
+                NewBlocks(
+                    slots=np.array([slot for slot, _, _ in new_blocks], np.int32),
+                    columns=np.array([column for _, column, _ in new_blocks], np.int32),
+                    block_ids=np.array([ids[group] for _, _, ids in new_blocks], np.int32),
                 )
-            scheduled.append(self._schedule(request, chunk))
-        return StepPlan(started=tuple(started), requests=tuple(scheduled))
+                for group in range(len(self.config.kv_groups))
+            ),
+            num_decode_steps=num_decode_steps,
+        )
 
-    def _schedule(self, request: Request, chunk: int | None) -> ScheduledRequest:
+    def _plan_chunk(
+        self, request: Request, chunk: int | None, new_blocks: list[tuple[int, int, tuple[int, ...]]]
+    ) -> ScheduledChunk:
         known = request.prompt + request.output
         start = request.num_computed
-        num_left = len(request.prompt) + request.num_launched - start
-        num_new = min(chunk or num_left, num_left)
-        token_ids = known[start : start + num_new] if start + num_new <= len(known) else None
-        if request.num_launched > 0 and num_left == 1:
-            token_ids = None
-        request.num_computed += num_new
-        num_added = -(-request.num_computed // BLOCK_SIZE) - request.num_blocks
-        request.num_blocks += num_added
-        groups = range(len(self.config.kv_groups))
+        num_new = min(chunk or len(known), len(known) - start)
+        self._compute(request, num_new, new_blocks)
         samples_position = None
-        if num_new == num_left:
+        if request.num_computed == len(known):
             samples_position = request.num_launched
             request.num_launched += 1
-        return ScheduledRequest(
+            request.has_sampled = True
+        return ScheduledChunk(
             slot=request.slot,
             num_computed_tokens=start,
-            num_new_tokens=num_new,
-            token_ids=token_ids,
-            new_block_ids=tuple(tuple(self._free_blocks.pop(0) for _ in range(num_added)) for _ in groups),
+            token_ids=np.array(known[start : start + num_new], np.int32),
             samples_position=samples_position,
         )
 
-    def read(self, requests: Sequence[Request], pending: PendingStep) -> None:
+    def _compute(self, request: Request, num_tokens: int, new_blocks: list[tuple[int, int, tuple[int, ...]]]) -> None:
+        """Counts tokens on and gives the request the blocks they need."""
+        request.num_computed += num_tokens
+        while request.num_blocks * self.block_size < request.num_computed:
+            block_ids = tuple(self._free_blocks.pop(0) for _ in self.config.kv_groups)
+            new_blocks.append((request.slot, request.num_blocks, block_ids))
+            request.num_blocks += 1
+
+    def read(self, plan: StepPlan, requests: Sequence[Request], pending: PendingStep) -> None:
         """Waits for a step and hands each request its part."""
         result = pending.wait()
-        for index, request in enumerate(requests):
+        by_slot = {request.slot: request for request in requests}
+        for row, slot in enumerate([*plan.decode_slots.tolist(), *(chunk.slot for chunk in plan.chunks)]):
+            request, tokens = by_slot[slot], result.token_ids[:, row]
             own = StepResult(
-                token_ids=[result.token_ids[index]],
-                logprobs={0: result.logprobs[index]} if index in result.logprobs else {},
-                prompt_logprobs={0: result.prompt_logprobs[index]} if index in result.prompt_logprobs else {},
+                token_ids=tokens[:, None],
+                logprobs={0: result.logprobs[row]} if row in result.logprobs else {},
+                prompt_logprobs={0: result.prompt_logprobs[row]} if row in result.prompt_logprobs else {},
             )
             request.results.append(own)
-            request.error = result.errors.get(index)
-            request.output += result.token_ids[index]
+            request.error = result.errors.get(row)
+            request.output += tokens[tokens != NO_TOKEN].tolist()
 
-    def run(self, requests: Sequence[Request], chunk: int | None = None, steps_ahead: int = 0) -> list[list[int]]:
+    def run(
+        self, requests: Sequence[Request], chunk: int | None = None, steps_ahead: int = 0, num_decode_steps: int = 1
+    ) -> list[list[int]]:
         """Runs all to their end; up to `steps_ahead` steps are launched before the oldest one is read."""
-        in_flight: list[tuple[list[Request], PendingStep]] = []
+        in_flight: list[tuple[StepPlan, list[Request], PendingStep]] = []
         while True:
             open_requests = [request for request in requests if request.num_launched < request.num_tokens and not request.error]
             if open_requests:
-                in_flight.append((open_requests, self.runner.launch(self.plan(open_requests, chunk))))
+                num_left = min(request.num_tokens - request.num_launched for request in open_requests)
+                only_decodes = all(request.decodes for request in open_requests)
+                plan = self.plan(open_requests, chunk, min(num_decode_steps, num_left) if only_decodes else 1)
+                in_flight.append((plan, open_requests, self.runner.launch(plan)))
             if not in_flight:
                 return [request.output for request in requests]
             if len(in_flight) > steps_ahead or not open_requests:
@@ -180,47 +201,16 @@ class Driver:
 
     def poison_kv_cache(self) -> None:
         """Fills the cache with NaN, as if it held the remains of something broken."""
-        for pair in self.runner._kv_caches:
+        for pair in self.runner._program.kv_caches:
             for cache in pair:
                 cache.fill_(torch.nan)
 
 
-def make_model(config: ModelConfig, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 3) -> CausalLM:
-    """The model with random weights, the same on every device."""
-    on_cpu = build_model(config, device="cpu", dtype=torch.float32)
-    fill_with_dummy_weights(on_cpu, seed)
-    model = build_model(config, device=device, dtype=dtype)
-    model.load_state_dict(on_cpu.state_dict())
-    return model
-
-
-@torch.inference_mode()
-def naive_logits(model: CausalLM, token_ids: Sequence[int]) -> torch.Tensor:
-    """Logits at every position of one sequence, computed whole in a cache of its own."""
-    num_tokens = len(token_ids)
-    device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
-    config = model.config
-    caches = [
-        ops.make_kv_cache(1, num_tokens, config.num_kv_heads, config.head_dim, dtype, device) for _ in range(config.num_layers)
-    ]
-    batch = ops.AttentionBatch(
-        block_table=torch.zeros(1, 1, dtype=torch.int32, device=device),
-        row_slots=torch.zeros(1, dtype=torch.int32, device=device),
-        query_start=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
-        kv_slots=torch.arange(num_tokens, device=device),
-        max_query_len=num_tokens,
-        max_context_len=num_tokens,
+def _start(request: Request) -> StartedRequest:
+    request.is_started = True
+    return StartedRequest(
+        slot=request.slot,
+        sampling=request.sampling,
+        prompt_token_ids=request.prompt,
+        output_token_ids=list(request.output),
     )
-    tokens = torch.tensor(token_ids, device=device)
-    hidden = model(tokens, torch.arange(num_tokens, device=device), caches, [batch] * len(config.kv_groups))
-    return model.logits(hidden)
-
-
-def naive_greedy(model: CausalLM, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """Greedy tokens by computing everything anew for each."""
-    token_ids = list(prompt)
-    for _ in range(num_tokens):
-        token_ids.append(int(naive_logits(model, token_ids)[-1].argmax()))
-    return token_ids[len(prompt) :]

@@ -1,0 +1,130 @@
+"""The work of one step on the device, the same whether it is launched kernel by kernel or captured in a graph.
+
+`forward` ends in a buffer of logits, `sample` begins there; between the two the host may have logits edited. Everything a step
+reads lies at fixed addresses (kernels.step_state), everything it allocates is gone with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernels import ops
+from ..kernels.step_state import NUM_OUTPUT_STEPS, make_slot_state, make_step_tensors
+from .batch import Limits
+from .model_config import ModelConfig
+from .staging import start_download
+from .step_sizes import StepSize, StepSizes
+
+
+class Model(Protocol):
+    """What a runner asks of a model; shapes as in models.causal_lm."""
+
+    def __call__(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[ops.AttentionBatch],
+    ) -> Tensor:
+        """Hidden states [T, hidden] of T tokens."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, vocab_size] of N rows of hidden states, in memory of its own."""
+
+
+class StepProgram:
+    """A model, its KV cache and the state of the slots."""
+
+    def __init__(
+        self,
+        model: Model,
+        model_config: ModelConfig,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        limits: Limits,
+        sizes: StepSizes,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.kv_caches = kv_caches
+        self._config = model_config
+        self._block_size = limits.block_size
+        self._max_context_len = limits.max_blocks * limits.block_size
+        self.state = make_slot_state(limits.num_slots, limits.num_groups, limits.max_blocks, device)
+        self.step = make_step_tensors(self.state, sizes.max_tokens, sizes.max_rows, device)
+        self._num_steps = 0
+
+    def hidden_states(self, size: StepSize) -> Tensor:
+        """Prepares the step and runs the layers: [num_tokens, hidden]."""
+        num_tokens, num_rows = size.num_tokens, size.num_rows
+        ops.prepare_step(self.state, self.step, num_tokens, num_rows, self._block_size)
+        batches = self._attention_batches(size)
+        return self.model(self.step.token_ids[:num_tokens], self.step.positions[:num_tokens], self.kv_caches, batches)
+
+    def logits(self, hidden: Tensor, size: StepSize) -> Tensor:
+        """[num_rows, vocab_size], of every row's last token."""
+        if not size.is_decode:
+            hidden = hidden.index_select(0, self.step.last_tokens[: size.num_rows])
+        return self.model.logits(hidden)
+
+    def draw(self, logits: Tensor, *, has_filters: bool) -> tuple[Tensor, Tensor]:
+        """A token per row, and whether its logits were numbers; see ops.sample_tokens."""
+        state, row_slots = self.state, self.step.row_slots[: len(logits)]
+        temperatures, thresholds = state.parameter("temperature"), None
+        if has_filters:
+            top_p, min_p = state.parameter("top_p"), state.parameter("min_p")
+            thresholds = ops.logit_thresholds_by_slot(logits, row_slots, temperatures, state.top_k, top_p, min_p)
+        return ops.sample_tokens(logits, row_slots, temperatures, state.seeds, state.output_positions, thresholds)
+
+    def sample(self, logits: Tensor, *, has_filters: bool) -> None:
+        """Draws, and counts the slots on."""
+        self.advance(*self.draw(logits, has_filters=has_filters))
+
+    def advance(self, token_ids: Tensor, is_valid: Tensor) -> None:
+        """The last thing a step does: what it sampled is what the next one reads."""
+        ops.advance_step(self.state, self.step, token_ids, is_valid)
+
+    def download(self, num_steps: int, num_rows: int) -> Tensor:
+        """Starts copying what the latest steps sampled to the host; int32 [num_steps, num_rows]."""
+        first = (self._num_steps - num_steps) % NUM_OUTPUT_STEPS
+        sampled = self.step.sampled[first : first + num_steps, :num_rows]
+        if len(sampled) < num_steps:
+            sampled = torch.cat((sampled, self.step.sampled[: num_steps - len(sampled), :num_rows]))
+        return sampled.clone() if sampled.is_cpu else start_download(sampled)
+
+    def count_step(self) -> None:
+        """A step has been queued."""
+        self._num_steps += 1
+
+    def reset_steps(self) -> None:
+        """It is not known how many steps have been queued."""
+        self.step.num_steps.zero_()
+        self._num_steps = 0
+
+    def _attention_batches(self, size: StepSize) -> list[ops.AttentionBatch]:
+        """Per KV group."""
+        step, num_rows = self.step, size.num_rows
+        query_start, context_lens = step.query_start[: num_rows + 1], step.context_lens[:num_rows]
+        max_query_len, max_context_len = 1 if size.is_decode else size.num_tokens, self._max_context_len
+        host_lengths = None
+        if query_start.is_cpu:
+            host_lengths = torch.stack((query_start.diff(), context_lens))
+            max_query_len, max_context_len = (int(longest) for longest in host_lengths.amax(dim=1))
+        batches = []
+        for group, table, kv_slots in zip(self._config.kv_groups, self.state.block_tables, self.step.kv_slots, strict=True):
+            batch = ops.AttentionBatch(
+                block_table=table,
+                row_slots=step.row_slots[:num_rows],
+                query_start=query_start,
+                context_lens=context_lens,
+                kv_slots=kv_slots[: size.num_tokens],
+                max_query_len=max_query_len,
+                max_context_len=max_context_len,
+                host_lengths=host_lengths,
+            )
+            config = self._config
+            batches.append(ops.plan_attention(batch, config.num_heads, config.num_kv_heads, config.head_dim, group.window))
+        return batches
