@@ -7,7 +7,6 @@ straight to where they belong; only what has another dtype, or is shared out by 
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ from torch import Tensor
 
 from .errors import EngineStartError
 from .layers import WeightTarget
-from .model_config import ModelConfig
 from .models import CausalLM
-from .progress import ByteProgress
+from .progress import ByteProgress, format_bytes
 from .safetensors_header import TensorEntry
 from .weight_files import find_weight_files
 from .weight_reader import FilledBuffer, Piece, WeightReader
@@ -30,24 +28,14 @@ MAX_NAMED = 5
 """Tensors named in an error; the others are counted."""
 
 
-def is_needed(name: str, config: ModelConfig) -> bool:
-    """Not what old checkpoints carry and nobody needs: rotary tables, and a tied output head saved beside its embedding."""
-    return not (name.endswith(".rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings))
-
-
-def open_weights(model_dir: Path, config: ModelConfig) -> WeightReader:
-    """Begins to read the checkpoint in `model_dir`; raises EngineStartError for files that are missing or broken."""
-    return WeightReader(find_weight_files(model_dir), lambda name: is_needed(name, config))
-
-
 def load_weights(model: CausalLM, model_dir: Path, progress: TextIO | None = None, reader: WeightReader | None = None) -> None:
     """Fills every parameter from the checkpoint in `model_dir`; reports to `progress` (None: stderr).
 
-    `reader` is what open_weights returned for that directory, if reading has begun; it is closed in any case. Returns when all
-    is in place on the device. Raises EngineStartError for a file that is missing or broken and for tensors that do not match
-    the model.
+    `reader` reads the tensors of that directory that the model needs, if reading has begun; it is closed in any case. Returns
+    when all is in place on the device. Raises EngineStartError for a file that is missing or broken and for tensors that do
+    not match the model.
     """
-    with reader or open_weights(model_dir, model.config) as source:
+    with reader or WeightReader(find_weight_files(model_dir), model.config.needs_tensor) as source:
         targets = model.weight_targets()
         _check(source.tensors, targets, model, model_dir)
         device = model.place.device
@@ -84,7 +72,8 @@ def _check_tensor(entry: TensorEntry, target: WeightTarget, where: str) -> None:
         raise EngineStartError(f"{where} has shape {list(entry.shape)}, the model needs {list(target.shape)}")
     if entry.dtype not in ("float16", "bfloat16", "float32", "float64"):
         raise EngineStartError(
-            f"{where} is torch.{entry.dtype}, not a floating-point tensor of 16 bits or more: quantized weights are not supported"
+            f"{where} is torch.{entry.dtype}, not a floating-point tensor of 16 bits or more: "
+            "quantized weights are not supported"
         )
 
 
@@ -142,12 +131,14 @@ class _CudaCopier:
         self._previous = (event, filled)
 
     def _pin(self, memory: mmap.mmap) -> None:
-        """Lets the device read the buffer by itself. Where that is refused the copies are right, and slow."""
+        """Lets the device read the buffer by itself. Registering what is there costs less than allocating pinned memory."""
         whole = torch.frombuffer(memory, dtype=torch.uint8)
-        if whole.data_ptr() not in self._pinned and not torch.cuda.cudart().cudaHostRegister(
-            whole.data_ptr(), whole.nbytes, 0
-        ):
-            self._pinned[whole.data_ptr()] = memory
+        if whole.data_ptr() in self._pinned:
+            return
+        code = int(torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0))
+        if code:
+            raise EngineStartError(f"CUDA refuses to pin {format_bytes(whole.nbytes)} of memory (error {code})")
+        self._pinned[whole.data_ptr()] = memory
 
 
 def _sources(filled: FilledBuffer) -> Iterator[tuple[Piece, Tensor]]:
@@ -186,19 +177,3 @@ def _copy_piece(piece: Piece, source: Tensor, target: WeightTarget) -> None:
         moved = moved.clone()
     values = moved.view(dtype).view(shape)
     view.copy_(values if columns is None else values[:, columns])
-
-
-def fill_with_dummy_weights(model: CausalLM, seed: int) -> None:
-    """Random weights of a scale that keeps activations near 1, made on the device: norms are ones, matrices normal.
-
-    The standard deviation is 1 / sqrt(inputs), so logits have one of about 1; the same seed gives the same weights on one
-    kind of device.
-    """
-    generator = torch.Generator(model.place.device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-        elif name.endswith("bias"):
-            parameter.normal_(0.0, 0.1, generator=generator)
-        else:
-            parameter.fill_(1.0)

@@ -58,7 +58,7 @@ def _devices() -> list[tuple[str, str]]:
 
 def _describe_model(config: EngineConfig) -> list[str]:
     """The model and its memory plan, from its small files alone: no weights are fetched or read."""
-    from .engine.build import choose_device, choose_dtype
+    from .engine.build_torch import choose_device, choose_dtype
     from .engine.memory import count_parameters, plan_memory
     from .engine.memory_probe import probe_memory
     from .engine.model_config import ModelConfig

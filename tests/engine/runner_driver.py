@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from penstock.engine.dummy_weights import fill_with_dummy_weights
 from penstock.engine.model_config import ModelConfig
 from penstock.engine.model_runner import ModelRunner
 from penstock.engine.models import CausalLM, build_model
 from penstock.engine.plan import PendingStep, ScheduledRequest, StartedRequest, StepPlan, StepResult
 from penstock.engine.rope_config import DefaultRope
-from penstock.engine.weights import fill_with_dummy_weights
 from penstock.ipc.messages import Sampling
 from penstock.kernels import ops
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from penstock.engine.dummy_weights import fill_with_dummy_weights
 from penstock.engine.memory import plan_memory
 from penstock.engine.model_runner import ModelRunner
 from penstock.engine.models import build_model
 from penstock.engine.plan import ScheduledRequest, StartedRequest, StepPlan
-from penstock.engine.weights import fill_with_dummy_weights
 from penstock.ipc.messages import Sampling
 from penstock.kernels import ops
 from tests.engine.test_memory import CPU, TINY, engine
