@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from .cuda_context import begin_cuda_context
 from .errors import EngineStartError
 from .facts import ModelFacts
 from .kernel_cache import keep_kernels
+from .kernels_ahead import compile_kernels
 from .memory import MemoryPlan, plan_memory
 from .memory_probe import probe_memory
 from .model_config import ModelConfig
@@ -67,7 +68,8 @@ def load_model(config: EngineConfig, start_up: StartUp, environment: MutableMapp
         with start_up.phase("memory plan"):
             memory_plan = plan_memory(model_config, config, probe_memory(device), dtype)
         with _memory_may_run_out(memory_plan.table()):
-            runner = _build_runner(config, model_config, memory_plan, device, reader, files.model_dir, start_up)
+            place = _Place(device, environment, start_up)
+            runner = _build_runner(config, model_config, memory_plan, place, reader, files.model_dir)
     print(memory_plan.table(), file=sys.stderr, flush=True)
     facts = _facts(config, files, model_config, memory_plan, device)
     return LoadedModel(facts, runner, tuple(group.window for group in model_config.kv_groups))
@@ -127,21 +129,29 @@ def choose_dtype(config: EngineConfig, model_config: ModelConfig, device: str) -
     return "float32" if device == "cpu" else model_config.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a runner is built."""
+
+    device: str
+    environment: Mapping[str, str]
+    start_up: StartUp
+
+
 def _build_runner(
     config: EngineConfig,
     model_config: ModelConfig,
     memory_plan: MemoryPlan,
-    device_name: str,
+    place: _Place,
     reader: WeightReader | None,
     model_dir: Path,
-    start_up: StartUp,
 ) -> Runner:
     import torch
 
     from .model_runner import ModelRunner
     from .models import build_model
 
-    device = torch.device(device_name)
+    device, start_up = torch.device(place.device), place.start_up
     dtype: torch.dtype = getattr(torch, memory_plan.dtype)
     if config.socket_dir is not None:
         # Frontends share the machine. Threads of one operation wait for each other: one that shares its core with a frontend
@@ -168,6 +178,8 @@ def _build_runner(
             if device.type == "cuda":
                 with start_up.phase("libraries"):
                     _wake_libraries(device, dtype)
+                with start_up.phase("kernels"):
+                    compile_kernels(runner, repr((model_config, config, memory_plan)), place.environment)
         finally:
             weights.wait()
         weights.check()

@@ -83,11 +83,10 @@ def plan_chunks(path: Path, entries: Sequence[TensorEntry], buffer_bytes: int) -
             if pieces and pieces[-1].begin + pieces[-1].num_bytes != begin:
                 close()
             left_bytes = buffer_bytes - (begin - pieces[0].begin if pieces else 0)
-            count = min(num_rows - row, left_bytes // row_bytes)
-            if count == 0 and pieces:
+            if pieces and left_bytes < row_bytes:
                 close()
                 continue
-            count = max(count, 1)
+            count = min(num_rows - row, max(1, left_bytes // row_bytes))
             pieces.append(Piece(path, entry, row, count, begin, count * row_bytes))
             row += count
     close()

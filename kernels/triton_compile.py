@@ -11,8 +11,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
+import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,8 +28,8 @@ def compile_ahead(calls: Sequence[Callable[[], object]], *, loads: bool = True) 
     """Compiles, or finds in the cache, every kernel that the calls launch; returns how many there are.
 
     Each call makes its tensors itself, on CUDA; real tensors that it uses (a model's weights) are not touched. It must not
-    depend on any tensor's values. `loads`: onto the current device, too, with their launchers, which is what a first launch
-    would wait for. Raises whatever a call or a compilation raises.
+    depend on any tensor's values, and nobody else may launch kernels in the meantime. `loads`: onto the current device, too,
+    with their launchers, which is what a first launch would wait for. Raises whatever a call or a compilation raises.
     """
     kernels: dict[int, Any] = {}
     with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
@@ -37,6 +40,14 @@ def compile_ahead(calls: Sequence[Callable[[], object]], *, loads: bool = True) 
         if loads:
             list(pool.map(_load, compiled.values()))
     return len(compiled)
+
+
+def fingerprint() -> str:
+    """Of everything that decides about compiled kernels beside their arguments: their source, Triton, the device."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return f"{digest.hexdigest()} {triton.__version__} {torch.cuda.get_device_name()}"
 
 
 @contextlib.contextmanager
