@@ -1,19 +1,16 @@
-"""Puts an engine together from its configuration: finds the model, loads it, sizes the KV cache, joins runner and scheduler.
+"""Puts an engine together from its configuration: a runner with a model, a scheduler, and a first generation to try them.
 
-Says on stderr what it is doing. Everything that imports torch is imported in here, and only for models that need it.
+Says on stderr what it is doing. Everything that imports torch is imported only for models that need it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .admission import Limits
 from .config import EngineConfig
@@ -24,11 +21,10 @@ from .kv_blocks import KVBlocks
 from .metrics import EngineMetrics
 from .plan import Runner
 from .scheduler import Scheduler
+from .start_up import StartUp
 from .toy_config import TOY_ARCHITECTURE, ToyConfig
 from .toy_runner import ToyRunner
-
-if TYPE_CHECKING:
-    from .model_config import ModelConfig
+from .warm_up import warm_up
 
 TOY_NUM_BLOCKS = 4096
 
@@ -41,15 +37,19 @@ class LoadedEngine:
     facts: ModelFacts
 
 
-def load_engine(config: EngineConfig) -> LoadedEngine:
-    """Builds the engine; raises EngineStartError with one clear line when it cannot run as asked."""
+def load_engine(config: EngineConfig, start_up: StartUp | None = None) -> LoadedEngine:
+    """Builds the engine; raises EngineStartError with one clear line when it cannot run as asked.
+
+    `start_up` takes the times; the engine's metrics show them.
+    """
+    start_up = start_up or StartUp()
     for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
         if getattr(config, name) < 1:
             raise EngineStartError(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 < config.gpu_memory_utilization <= 1:
         raise EngineStartError(f"--gpu-memory-utilization must be above 0 and at most 1, not {config.gpu_memory_utilization:g}")
     toy_dir = _toy_dir(config)
-    return _load_torch(config) if toy_dir is None else _load_toy(config, toy_dir)
+    return _load_torch(config, start_up) if toy_dir is None else _load_toy(config, toy_dir, start_up)
 
 
 def _toy_dir(config: EngineConfig) -> Path | None:
@@ -64,7 +64,7 @@ def _toy_dir(config: EngineConfig) -> Path | None:
     return path.resolve() if isinstance(raw, dict) and raw.get("architectures") == [TOY_ARCHITECTURE] else None
 
 
-def _load_toy(config: EngineConfig, model_dir: Path) -> LoadedEngine:
+def _load_toy(config: EngineConfig, model_dir: Path, start_up: StartUp) -> LoadedEngine:
     toy = ToyConfig.from_dir(model_dir)
     num_blocks = config.num_gpu_blocks_override or TOY_NUM_BLOCKS
     num_tokens = num_blocks // len(toy.windows) * config.block_size
@@ -83,7 +83,7 @@ def _load_toy(config: EngineConfig, model_dir: Path) -> LoadedEngine:
         created_s=int(time.time()),
     )
     runner = ToyRunner(toy, num_blocks=num_blocks, block_size=config.block_size)
-    return _join(config, facts, runner, toy.windows)
+    return LoadedEngine(_join(config, facts, runner, toy.windows, start_up), facts)
 
 
 def _bounded(max_model_len: int | None, longest: int) -> int:
@@ -94,117 +94,18 @@ def _bounded(max_model_len: int | None, longest: int) -> int:
     return max_model_len or longest
 
 
-def _load_torch(config: EngineConfig) -> LoadedEngine:
-    from .memory import plan_memory
-    from .memory_probe import probe_memory
-    from .model_config import ModelConfig
-    from .model_files import resolve_model
+def _load_torch(config: EngineConfig, start_up: StartUp) -> LoadedEngine:
+    from .build_torch import load_model
 
-    files = resolve_model(config)
-    model_config = ModelConfig.from_dir(files.model_dir)
-    device = choose_device(config)
-    dtype = choose_dtype(config, model_config, device)
-    memory_plan = plan_memory(model_config, config, probe_memory(device), dtype)
-    with _memory_may_run_out(memory_plan.table()):
-        runner = _build_runner(
-            config, model_config, files.model_dir, device, dtype, memory_plan.num_blocks, memory_plan.max_model_len
-        )
-    _say(memory_plan.table())
-    facts = ModelFacts(
-        model_dir=str(files.tokenizer_dir),
-        served_model_names=files.served_model_names,
-        max_model_len=memory_plan.max_model_len,
-        vocab_size=model_config.vocab_size,
-        eos_token_ids=model_config.eos_token_ids,
-        generation_defaults=model_config.generation_defaults,
-        block_size=config.block_size,
-        num_blocks=memory_plan.num_blocks,
-        max_num_seqs=config.max_num_seqs,
-        dtype=dtype,
-        device=device,
-        created_s=int(time.time()),
-    )
-    return _join(config, facts, runner, [group.window for group in model_config.kv_groups])
+    model = load_model(config, start_up, os.environ)
+    with start_up.phase("warm-up"):
+        warm_up(_join(config, model.facts, model.runner, model.windows, start_up))
+    return LoadedEngine(_join(config, model.facts, model.runner, model.windows, start_up), model.facts)
 
 
-@contextlib.contextmanager
-def _memory_may_run_out(table: str) -> Iterator[None]:
-    """The plan fits what was free when it was made; limits it does not know of and other processes may have less left."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # On the CPU torch raises a bare RuntimeError.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise EngineStartError(
-                "there is less memory than was planned with; lower --kv-cache-memory-bytes or --max-num-batched-tokens\n"
-                + table
-            ) from error
-        raise
-
-
-def choose_device(config: EngineConfig) -> str:
-    """The device "auto" stands for; raises EngineStartError where cuda is asked for and there is none."""
-    import torch
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise EngineStartError("--device cuda: torch finds no CUDA device")
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
-
-
-def choose_dtype(config: EngineConfig, model_config: ModelConfig, device: str) -> str:
-    """The checkpoint's own on cuda; float32, which is as fast and exact, on cpu."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "float32" if device == "cpu" else model_config.dtype
-
-
-def _build_runner(
-    config: EngineConfig,
-    model_config: ModelConfig,
-    model_dir: Path,
-    device_name: str,
-    dtype_name: str,
-    num_blocks: int,
-    max_model_len: int,
-) -> Runner:
-    import torch
-
-    from .model_runner import ModelRunner
-    from .models import build_model
-    from .weights import fill_with_dummy_weights, load_weights
-
-    device = torch.device(device_name)
-    dtype: torch.dtype = getattr(torch, dtype_name)
-    if config.socket_dir is not None:
-        # Frontends share the machine. Threads of one operation wait for each other: one that shares its core with a frontend
-        # slows all of them down many times.
-        num_cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
-    with torch.inference_mode():
-        model = build_model(model_config, device=device, dtype=dtype, max_model_len=max_model_len)
-        if config.load_format == "dummy":
-            _say("Making random weights")
-            fill_with_dummy_weights(model, config.seed)
-        else:
-            load_weights(model, model_dir)
-        return ModelRunner(
-            model,
-            model_config,
-            device=device,
-            dtype=dtype,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=max_model_len,
-        )
-
-
-def _join(config: EngineConfig, facts: ModelFacts, runner: Runner, windows: Sequence[int | None]) -> LoadedEngine:
+def _join(
+    config: EngineConfig, facts: ModelFacts, runner: Runner, windows: Sequence[int | None], start_up: StartUp
+) -> EngineCore:
     limits = Limits(
         vocab_size=facts.vocab_size,
         max_model_len=facts.max_model_len,
@@ -219,9 +120,5 @@ def _join(config: EngineConfig, facts: ModelFacts, runner: Runner, windows: Sequ
         max_step_tokens=config.max_num_batched_tokens,
         caches_prefixes=config.enable_prefix_caching,
     )
-    scheduler = Scheduler(limits, blocks, EngineMetrics())
-    return LoadedEngine(EngineCore(scheduler, runner, overlap=config.async_scheduling), facts)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    scheduler = Scheduler(limits, blocks, EngineMetrics(start_up.seconds))
+    return EngineCore(scheduler, runner, overlap=config.async_scheduling)

@@ -12,6 +12,7 @@ from .build import load_engine
 from .config import EngineConfig
 from .errors import EngineStartError
 from .server import EngineServer
+from .start_up import StartUp, process_age_s
 
 START_FAILED = 2
 """Exit code when the engine cannot start as asked; starting it again will not help."""
@@ -23,22 +24,24 @@ def run(config: EngineConfig) -> int:
 
     The first SIGTERM or SIGINT lets what runs finish, the second ends the process at once.
     """
+    start_up = StartUp(process_age_s())
     try:
-        server = _start(config)
+        server = _start(config, start_up)
     except EngineStartError as error:
         print(f"penstock engine: error: {error}", file=sys.stderr, flush=True)
         return START_FAILED
     _stop_on_signals(server)
     gc.collect()
     gc.freeze()  # what exists so far lives as long as the process: collections need not look at it again
+    print(start_up.finish(), file=sys.stderr, flush=True)
     server.serve()
     return 0
 
 
-def _start(config: EngineConfig) -> EngineServer:
+def _start(config: EngineConfig, start_up: StartUp) -> EngineServer:
     if config.socket_dir is None:
         raise EngineStartError("an engine that serves needs --socket-dir")
-    loaded = load_engine(config)
+    loaded = load_engine(config, start_up)
     try:
         return EngineServer(loaded.core, loaded.facts, config.socket_dir)
     except OSError as error:

@@ -71,7 +71,9 @@ class Gauges:
 class EngineMetrics:
     """Everything counted since the engine's start."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_up_s: Mapping[str, float] | None = None) -> None:
+        """`start_up_s`: phase of the engine's start -> how long it took."""
+        self._start_up_s = {} if start_up_s is None else start_up_s
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
         self.num_preemptions = 0
@@ -144,7 +146,11 @@ class EngineMetrics:
 
     def export(self, gauges: Gauges) -> tuple[Metric, ...]:
         """All families at this moment."""
-        return (*_gauge_metrics(gauges), *self._counter_metrics(), *self._histogram_metrics())
+        return (*_gauge_metrics(gauges), *self._start_up_metrics(), *self._counter_metrics(), *self._histogram_metrics())
+
+    def _start_up_metrics(self) -> list[Metric]:
+        samples = [_sample(took_s, phase=phase) for phase, took_s in self._start_up_s.items()]
+        return [_gauge("startup_seconds", "How long each phase of the engine's start took.", *samples)] if samples else []
 
     def _counter_metrics(self) -> list[Metric]:
         finished = self.finished

@@ -99,6 +99,10 @@ class ModelConfig:
         _check(config, fields)
         return config
 
+    def needs_tensor(self, name: str) -> bool:
+        """Not what old checkpoints carry and nobody needs: rotary tables, a tied output head saved beside its embedding."""
+        return not (name.endswith(".rotary_emb.inv_freq") or (name == "lm_head.weight" and self.tie_word_embeddings))
+
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
         """Layers of the same window, in the order of their first layer."""

@@ -36,7 +36,7 @@ def resolve_model(config: EngineConfig) -> ModelFiles:
     tokenizer_source_dir = model_dir
     if config.tokenizer is not None:
         tokenizer_source_dir = _existing_dir(config.tokenizer) or _fetch(config, config.tokenizer, weights=False)
-    tokenizer_dir = prepare_tokenizer(tokenizer_source_dir, model_dir, _cache_dir(config))
+    tokenizer_dir = prepare_tokenizer(tokenizer_source_dir, model_dir, cache_dir(config))
     names = config.served_model_names or (config.model or DEMO_MODEL_NAME,)
     return ModelFiles(model_dir, tokenizer_dir, names)
 
@@ -80,7 +80,7 @@ def _fetch(config: EngineConfig, repo_id: str, *, weights: bool) -> Path:
     return hub.download(repo_id, revision=revision, cache_dir=config.download_dir, weights=weights)
 
 
-def _cache_dir(config: EngineConfig) -> Path:
+def cache_dir(config: EngineConfig) -> Path:
     """Where files that are made on this machine are kept."""
     if config.download_dir is not None:
         return config.download_dir / "penstock"

@@ -58,11 +58,12 @@ def _devices() -> list[tuple[str, str]]:
 
 def _describe_model(config: EngineConfig) -> list[str]:
     """The model and its memory plan, from its small files alone: no weights are fetched or read."""
-    from .engine.build import choose_device, choose_dtype
-    from .engine.memory import count_parameters, plan_memory
+    from .engine.build_torch import choose_device, choose_dtype
+    from .engine.memory import plan_memory
     from .engine.memory_probe import probe_memory
     from .engine.model_config import ModelConfig
     from .engine.model_files import resolve_model
+    from .engine.model_memory import count_parameters
 
     files = resolve_model(replace(config, load_format="dummy"))
     model_config = ModelConfig.from_dir(files.model_dir)

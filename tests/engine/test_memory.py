@@ -12,18 +12,13 @@ import torch
 from penstock.engine.config import EngineConfig
 from penstock.engine.errors import EngineStartError
 from penstock.engine.kv_blocks import KVBlocks
-from penstock.engine.memory import (
-    ATTENTION_ROUND_ELEMENTS,
-    blocks_for,
-    count_block_bytes,
-    count_parameters,
-    longest_request,
-    plan_memory,
-)
+from penstock.engine.memory import plan_memory
 from penstock.engine.memory_probe import DeviceMemory
 from penstock.engine.model_config import ModelConfig
+from penstock.engine.model_memory import blocks_for, count_block_bytes, count_parameters, longest_request
 from penstock.engine.models import build_model
 from penstock.engine.rope_config import DefaultRope, LinearRope
+from penstock.engine.step_memory import ATTENTION_ROUND_ELEMENTS, CUDA_GRAPH_BYTES, count_step_memory
 from penstock.kernels import ops, reference_attention
 
 GIB = 1 << 30
@@ -113,18 +108,18 @@ def test_on_the_cpu_the_kv_cache_takes_one_gib() -> None:
 
 def test_on_the_cpu_free_memory_bounds_the_kv_cache() -> None:
     plan = plan_memory(TINY, engine(), DeviceMemory("cpu", 16 * GIB, GIB), "float32")
-    assert plan.num_blocks == (int(0.92 * GIB) - plan.weights_bytes - plan.activation_bytes) // TINY_BLOCK_BYTES
+    assert plan.num_blocks == (int(0.92 * GIB) - plan.weights_bytes - plan.step.total) // TINY_BLOCK_BYTES
 
 
 def test_on_cuda_everything_together_takes_the_asked_share() -> None:
     plan = plan_memory(LLAMA_8B, engine(gpu_memory_utilization=0.5), H200, "bfloat16")
-    together = plan.weights_bytes + plan.activation_bytes + plan.kv_cache_bytes
+    together = plan.total_bytes
     assert 70 * GIB - plan.block_bytes < together <= 70 * GIB
 
 
 def test_on_cuda_memory_that_others_use_is_left_to_them() -> None:
     plan = plan_memory(LLAMA_8B, engine(), replace(H200, free_bytes=40 * GIB), "bfloat16")
-    assert plan.weights_bytes + plan.activation_bytes + plan.kv_cache_bytes <= 40 * GIB
+    assert plan.total_bytes <= 40 * GIB
 
 
 def test_a_given_kv_cache_size_is_taken() -> None:
@@ -219,10 +214,20 @@ def test_the_longest_request_fits_and_one_block_more_does_not(windows: tuple[int
 def test_the_table_is_small_and_aligned() -> None:
     plan = plan_memory(LLAMA_8B, engine(max_num_batched_tokens=2048, max_num_seqs=256), H200, "bfloat16")
     lines = plan.table().splitlines()
-    assert [re.split(r"  +", line)[0] for line in lines] == ["weights", "activations", "KV cache", "full-length requests"]
+    assert [re.split(r"  +", line)[0] for line in lines] == [
+        "weights",
+        "activations",
+        "logits",
+        "attention",
+        "tables",
+        "CUDA graphs",
+        "CUDA libraries",
+        "KV cache",
+        "full-length requests",
+    ]
     assert re.fullmatch(r"weights +15\.0 GiB  bfloat16", lines[0])
-    assert re.fullmatch(r"KV cache +\d+\.\d GiB  [\d,]+ blocks of 16 tokens: [\d,]+ tokens", lines[2])
-    assert re.fullmatch(r"full-length requests +\d\.\d  of 131,072 tokens at once", lines[3])
+    assert re.fullmatch(r"KV cache +\d+\.\d GiB  [\d,]+ blocks of 16 tokens: [\d,]+ tokens", lines[-2])
+    assert re.fullmatch(r"full-length requests +\d\.\d  of 131,072 tokens at once", lines[-1])
     assert all(re.match(r"[\w -]{20}  [\w. ]{9}  \S", line) for line in lines)
     assert max(map(len, lines)) < 100
 
@@ -230,3 +235,44 @@ def test_the_table_is_small_and_aligned() -> None:
 def test_the_table_ends_with_the_notes() -> None:
     plan = plan_memory(TINY, engine(num_gpu_blocks_override=100), CPU, "float32")
     assert plan.table().splitlines()[-1] == plan.notes[0]
+
+
+def test_without_graphs_nothing_is_set_aside_for_them() -> None:
+    graphs, eager = (plan_memory(LLAMA_8B, engine(enforce_eager=eager), H200, "bfloat16") for eager in (False, True))
+    assert (graphs.step.graphs, eager.step.graphs) == (CUDA_GRAPH_BYTES, 0)
+    assert eager.num_blocks > graphs.num_blocks
+    assert "CUDA graphs" not in eager.table()
+
+
+def test_on_cuda_a_step_takes_a_few_percent_of_the_card() -> None:
+    step = count_step_memory(LLAMA_8B, EngineConfig(), dtype="bfloat16", device="cuda", max_model_len=131072)
+    assert 0.01 * H200.total_bytes < step.total < 0.03 * H200.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory"),
+    [
+        ({"gpu_memory_utilization": 0.1}, H200),
+        ({"kv_cache_memory_bytes": 130 * GIB}, H200),
+        ({"num_gpu_blocks_override": 10**6, "max_model_len": 8192}, H200),
+        ({"max_num_batched_tokens": 65536, "max_num_seqs": 4096}, replace(H200, total_bytes=24 * GIB, free_bytes=23 * GIB)),
+        ({"max_model_len": 100_000}, replace(H200, total_bytes=20 * GIB, free_bytes=int(19.5 * GIB))),
+    ],
+    ids=str,
+)
+def test_what_is_said_to_fit_fits(settings: dict[str, Any], memory: DeviceMemory) -> None:
+    with pytest.raises(EngineStartError, match=r"(?:what would fit: |use )--") as error:
+        plan_memory(LLAMA_8B, engine(**settings), memory, "bfloat16")
+    said = dict(re.findall(r"--([\w-]+) ([\d.]+)\b(?! (?:allows|asks))", str(error.value).partition(" fit")[2]))
+    assert said
+    changes = {name.replace("-", "_"): float(value) if "." in value else int(value) for name, value in said.items()}
+    plan = plan_memory(LLAMA_8B, engine(**(settings | changes)), memory, "bfloat16")
+    assert plan.total_bytes <= memory.free_bytes
+
+
+def test_another_dtype_is_proposed_where_that_helps() -> None:
+    memory = DeviceMemory("cuda", 24 * GIB, 23 * GIB)
+    with pytest.raises(EngineStartError, match=r"not enough memory for the model.*; what would fit: --dtype bfloat16"):
+        plan_memory(LLAMA_8B, engine(max_model_len=2048), memory, "float32")
+    with pytest.raises(EngineStartError, match=r"; no flag makes it fit: it needs a smaller model or more memory"):
+        plan_memory(LLAMA_8B, engine(), DeviceMemory("cuda", 16 * GIB, 15 * GIB), "bfloat16")

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from penstock.engine.dummy_weights import fill_with_dummy_weights
 from penstock.engine.errors import EngineStartError
 from penstock.engine.model_config import ModelConfig
 from penstock.engine.models import CausalLM, build_model
 from penstock.engine.weight_files import find_weight_files
-from penstock.engine.weights import fill_with_dummy_weights, load_weights
+from penstock.engine.weights import load_weights
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
