@@ -47,11 +47,19 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, place=place) if qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, place=place) if qk_norm else None
 
-    def forward(self, x: Tensor, positions: Tensor, kv_cache: KVCache, batch: ops.AttentionBatch) -> Tensor:
-        q, k, v = (
-            self.qkv_proj(x)
-            .unflatten(-1, (-1, self.head_dim))
-            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+    def forward(
+        self,
+        norm: RMSNorm,
+        x: Tensor,
+        residual: Tensor | None,
+        positions: Tensor,
+        kv_cache: KVCache,
+        batch: ops.AttentionBatch,
+    ) -> tuple[Tensor, Tensor]:
+        """(attention over the norm of x + residual, x + residual)."""
+        qkv, residual = self.qkv_proj.of_norm(norm, x, residual)
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split(
+            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
         )  # [T, heads, head_dim] each
         k_cache, v_cache = kv_cache
         q = ops.rope_and_cache(
@@ -68,8 +76,7 @@ class Attention(nn.Module):
             0.0 if self.q_norm is None else self.q_norm.eps,
         )
         attended = ops.paged_attention(q, k_cache, v_cache, batch, self.head_dim**-0.5, self.window)
-        projected: Tensor = self.o_proj(attended.flatten(1))
-        return projected
+        return self.o_proj(attended.flatten(1)), residual
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         yield from self.qkv_proj.targets(prefix)
@@ -93,9 +100,10 @@ class GatedMLP(nn.Module):
         )
         self.down_proj = RowLinear(config.intermediate_size, config.hidden_size, bias=bias, place=place)
 
-    def forward(self, x: Tensor) -> Tensor:
-        projected: Tensor = self.down_proj(ops.silu_mul(self.gate_up_proj(x)))
-        return projected
+    def forward(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(the MLP of the norm of x + residual, x + residual)."""
+        hidden, residual = self.gate_up_proj.silu_mul_of_norm(norm, x, residual)
+        return self.down_proj(hidden), residual
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         yield from self.gate_up_proj.targets(prefix)
@@ -103,7 +111,8 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm layer. The residual stream is passed as two summands so that each addition is fused with the norm behind it."""
+    """Pre-norm layer. The residual stream is passed as two summands so that each addition is fused with the norm and the
+    product behind it."""
 
     def __init__(self, config: ModelConfig, attention: Attention, mlp: GatedMLP, place: Place) -> None:
         super().__init__()
@@ -115,10 +124,9 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, residual: Tensor | None, positions: Tensor, kv_cache: KVCache, batch: ops.AttentionBatch
     ) -> tuple[Tensor, Tensor]:
         """x and residual [T, hidden] -> two summands [T, hidden] of the layer's output."""
-        normed, residual = (self.input_layernorm(x), x) if residual is None else self.input_layernorm.add(x, residual)
-        attended = self.self_attn(normed, positions, kv_cache, batch)
-        normed, residual = self.post_attention_layernorm.add(attended, residual)
-        return self.mlp(normed), residual
+        attended, residual = self.self_attn(self.input_layernorm, x, residual, positions, kv_cache, batch)
+        output: tuple[Tensor, Tensor] = self.mlp(self.post_attention_layernorm, attended, residual)
+        return output
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         yield from self.self_attn.targets(f"{prefix}.self_attn")

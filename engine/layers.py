@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..kernels import ops
+from ..kernels.products import FAST, Products
 from .tensor_parallel import TensorParallel
 
 
@@ -42,6 +43,8 @@ class Place:
     device: torch.device
     dtype: torch.dtype
     parallel: TensorParallel
+    products: Products = FAST
+    """How the layer multiplies by its weights."""
 
     def weight(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter."""
@@ -65,12 +68,18 @@ class ColumnLinear(nn.Module):
     def __init__(self, in_features: int, parts: Sequence[OutputPart], *, bias: bool, place: Place) -> None:
         super().__init__()
         self.in_features, self.parts, self.parallel = in_features, tuple(parts), place.parallel
+        self.products = place.products
         self.local_sizes = [part.features // part.num_shards for part in parts]
         self.weight = place.weight(sum(self.local_sizes), in_features)
         self.bias = place.weight(sum(self.local_sizes)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
+    def of_norm(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(the outputs for the norm of x + residual, x + residual), both of [T, in]; without a residual that of x."""
+        return self.products.add_norm_linear(x, residual, norm.weight, norm.eps, self.weight, self.bias)
+
+    def silu_mul_of_norm(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Like of_norm, with silu(gate) * up as outputs, for the two parts gate and up."""
+        return self.products.add_norm_linear_silu_mul(x, residual, norm.weight, norm.eps, self.weight, self.bias)
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         offset = 0
@@ -89,12 +98,13 @@ class RowLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, *, bias: bool, place: Place) -> None:
         super().__init__()
         self.in_features, self.out_features, self.parallel = in_features, out_features, place.parallel
+        self.products = place.products
         self.weight = place.weight(out_features, in_features // place.parallel.size)
         self.bias = place.weight(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.parallel.rank == 0 else None
-        return self.parallel.all_reduce(functional.linear(x, self.weight, bias))
+        return self.parallel.all_reduce(self.products.linear(x, self.weight, bias))
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         start = self.parallel.rank * self.weight.shape[1]
@@ -109,6 +119,7 @@ class VocabTable(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int, *, place: Place) -> None:
         super().__init__()
         self.vocab_size, self.hidden_size, self.parallel = vocab_size, hidden_size, place.parallel
+        self.products = place.products
         self.num_rows = vocab_size // place.parallel.size
         self.weight = place.weight(self.num_rows, hidden_size)
 
@@ -120,9 +131,10 @@ class VocabTable(nn.Module):
         mine = (rows >= 0) & (rows < self.num_rows)
         return self.parallel.all_reduce(functional.embedding(rows * mine, self.weight) * mine[:, None])
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[N, hidden] -> float32 [N, vocab_size]."""
-        return self.parallel.all_gather(functional.linear(x, self.weight).float())
+    def logits(self, norm: RMSNorm, x: Tensor) -> Tensor:
+        """The norm of x [N, hidden], times the table -> float32 [N, vocab_size]."""
+        logits, _ = self.products.add_norm_linear(x, None, norm.weight, norm.eps, self.weight)
+        return self.parallel.all_gather(logits.float())
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         start = self.parallel.rank * self.num_rows
@@ -139,10 +151,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
-
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm of x + residual, x + residual)."""
-        return ops.add_rms_norm(x, residual, self.weight, self.eps)
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         yield f"{prefix}.weight", WeightTarget(self.weight, tuple(self.weight.shape))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference_attention, reference_layers, reference_sampling, reference_step
+from . import reference_attention, reference_layers, reference_products, reference_sampling, reference_step
 from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch, SharedChunks
 from .step_state import SlotState, StepTensors, StepUpdates
 
 __all__ = [
     "AttentionBatch",
     "SharedChunks",
+    "add_norm_linear",
+    "add_norm_linear_silu_mul",
     "add_rms_norm",
     "add_to_logits",
     "advance_step",
@@ -25,6 +27,9 @@ __all__ = [
     "count_tokens",
     "editable_logits",
     "gumbel_noise",
+    "invariant_linear",
+    "linear",
+    "linear_silu_mul",
     "logit_thresholds",
     "logit_thresholds_by_slot",
     "make_kv_cache",
@@ -79,6 +84,61 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
         return fast(gate_up)
     return reference_layers.silu_mul(gate_up)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias: x [M, K], weight [N, K], bias [N] of one float dtype; [M, N] in it, summed in float32 or better.
+
+    The last bits of a row may depend on M, never on what the other rows hold.
+    """
+    if x.is_cuda:
+        from .triton_products import linear as fast
+
+        return fast(x, weight, bias)
+    return reference_products.linear(x, weight, bias)
+
+
+def linear_silu_mul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """silu_mul(linear(x, weight, bias)): weight [2 * I, K] and bias [2 * I] hold the gates, then the ups; returns [M, I]."""
+    if x.is_cuda:
+        from .triton_products import linear_silu_mul as fast
+
+        return fast(x, weight, bias)
+    return reference_products.linear_silu_mul(x, weight, bias)
+
+
+def add_norm_linear(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(linear(rms_norm(h)), h) with h = x + residual, or x itself where there is none; x, residual and h [M, K].
+
+    h is rounded to x's dtype, what follows in one kernel is not.
+    """
+    if x.is_cuda:
+        from .triton_products import add_norm_linear as fast
+
+        return fast(x, residual, norm_weight, eps, weight, bias)
+    return reference_products.add_norm_linear(x, residual, norm_weight, eps, weight, bias)
+
+
+def add_norm_linear_silu_mul(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(linear_silu_mul(rms_norm(h)), h), as in add_norm_linear."""
+    if x.is_cuda:
+        from .triton_products import add_norm_linear_silu_mul as fast
+
+        return fast(x, residual, norm_weight, eps, weight, bias)
+    return reference_products.add_norm_linear_silu_mul(x, residual, norm_weight, eps, weight, bias)
+
+
+def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Like linear, but each row of the result is bitwise the same whatever M is and wherever in x the row stands."""
+    if x.is_cuda:
+        from .triton_invariant import invariant_linear as fast
+
+        return fast(x.contiguous(), weight, bias)
+    return reference_products.invariant_linear(x, weight, bias)
 
 
 def rope_and_cache(

@@ -54,7 +54,7 @@ class CausalLM(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states [N, hidden] -> float32 [N, vocab_size]: final norm and output head."""
-        return self.lm_head.logits(self.norm(hidden))
+        return self.lm_head.logits(self.norm, hidden)
 
     def weight_targets(self) -> dict[str, WeightTarget]:
         """Every tensor a checkpoint must have, by name, and where it goes."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from penstock.engine.dummy_weights import fill_with_dummy_weights
 from penstock.engine.model_config import ModelConfig
 from penstock.engine.models import CausalLM, build_model
 from penstock.engine.rope_config import DefaultRope
-from penstock.engine.weights import fill_with_dummy_weights
 from penstock.kernels import ops
 
 VOCAB_SIZE = 307
