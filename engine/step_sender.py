@@ -55,7 +55,7 @@ class StepSender:
                 first_token=len(batch.decode_slots),
             )
             ops.apply_step_updates(self._program.state, self._program.step, updates)
-        if not batch.chunks:
+        if batch.num_rows and not batch.chunks:
             self._rows = (size, batch.decode_slots)
         return tensors
 
@@ -71,6 +71,9 @@ class StepSender:
         self._rows = None
 
     def _has_rows(self, batch: Batch, size: StepSize) -> bool:
+        """Whether the device knows the rows already, or there are none."""
+        if not batch.num_rows:
+            return True
         if batch.chunks or self._rows is None or self._rows[0] != size:
             return False
         return np.array_equal(self._rows[1], batch.decode_slots)
