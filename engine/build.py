@@ -19,6 +19,7 @@ from .errors import EngineStartError
 from .facts import ModelFacts
 from .kv_blocks import KVBlocks
 from .metrics import EngineMetrics
+from .pacing import FillSteps, PromptBudget, TimedRunAhead
 from .plan import Runner
 from .scheduler import Scheduler
 from .start_up import StartUp
@@ -83,7 +84,7 @@ def _load_toy(config: EngineConfig, model_dir: Path, start_up: StartUp) -> Loade
         created_s=int(time.time()),
     )
     runner = ToyRunner(toy, num_blocks=num_blocks, block_size=config.block_size)
-    return LoadedEngine(_join(config, facts, runner, toy.windows, start_up), facts)
+    return LoadedEngine(_join(config, facts, runner, toy.windows, start_up, FillSteps()), facts)
 
 
 def _bounded(max_model_len: int | None, longest: int) -> int:
@@ -99,12 +100,17 @@ def _load_torch(config: EngineConfig, start_up: StartUp) -> LoadedEngine:
 
     model = load_model(config, start_up, os.environ)
     with start_up.phase("warm-up"):
-        warm_up(_join(config, model.facts, model.runner, model.windows, start_up))
-    return LoadedEngine(_join(config, model.facts, model.runner, model.windows, start_up), model.facts)
+        warm_up(_join(config, model.facts, model.runner, model.windows, start_up, model.prompt_budget))
+    return LoadedEngine(_join(config, model.facts, model.runner, model.windows, start_up, model.prompt_budget), model.facts)
 
 
 def _join(
-    config: EngineConfig, facts: ModelFacts, runner: Runner, windows: Sequence[int | None], start_up: StartUp
+    config: EngineConfig,
+    facts: ModelFacts,
+    runner: Runner,
+    windows: Sequence[int | None],
+    start_up: StartUp,
+    prompt_budget: PromptBudget,
 ) -> EngineCore:
     limits = Limits(
         vocab_size=facts.vocab_size,
@@ -120,5 +126,6 @@ def _join(
         max_step_tokens=config.max_num_batched_tokens,
         caches_prefixes=config.enable_prefix_caching,
     )
-    scheduler = Scheduler(limits, blocks, EngineMetrics(start_up.seconds))
+    run_ahead = TimedRunAhead(num_in_flight=2 if config.async_scheduling else 1)
+    scheduler = Scheduler(limits, blocks, EngineMetrics(start_up.seconds), prompt_budget=prompt_budget, run_ahead=run_ahead)
     return EngineCore(scheduler, runner, overlap=config.async_scheduling)

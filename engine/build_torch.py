@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
+from .cost_model import USUAL_KNEE_TOKENS, ProductTimes, PromptBudgetByCost, knee_tokens
 from .cuda_context import begin_cuda_context
 from .errors import EngineStartError
 from .facts import ModelFacts
@@ -26,6 +27,7 @@ from .memory import MemoryPlan, plan_memory
 from .memory_probe import probe_memory
 from .model_config import ModelConfig
 from .model_files import ModelFiles, cache_dir, resolve_model
+from .pacing import FillSteps, PromptBudget
 from .plan import Runner
 from .start_up import StartUp
 from .weight_files import find_weight_files
@@ -45,6 +47,7 @@ class LoadedModel:
     runner: Runner
     windows: tuple[int | None, ...]
     """Of each KV group."""
+    prompt_budget: PromptBudget
 
 
 def load_model(config: EngineConfig, start_up: StartUp, environment: MutableMapping[str, str]) -> LoadedModel:
@@ -72,7 +75,19 @@ def load_model(config: EngineConfig, start_up: StartUp, environment: MutableMapp
             runner = _build_runner(config, model_config, memory_plan, place, reader, files.model_dir)
     print(memory_plan.table(), file=sys.stderr, flush=True)
     facts = _facts(config, files, model_config, memory_plan, device)
-    return LoadedModel(facts, runner, tuple(group.window for group in model_config.kv_groups))
+    windows = tuple(group.window for group in model_config.kv_groups)
+    return LoadedModel(facts, runner, windows, _prompt_budget(config, model_config, device))
+
+
+def _prompt_budget(config: EngineConfig, model_config: ModelConfig, device: str) -> PromptBudget:
+    """By the cost model on a GPU. On a CPU a prompt token costs as much beside decodes as without."""
+    import torch
+
+    if device != "cuda":
+        return FillSteps()
+    times = ProductTimes.for_device(torch.cuda.get_device_name())
+    knee = USUAL_KNEE_TOKENS if times is None else knee_tokens(model_config, times)
+    return PromptBudgetByCost(knee, config.max_num_batched_tokens)
 
 
 def _facts(
@@ -174,6 +189,7 @@ def _build_runner(
                     max_num_seqs=config.max_num_seqs,
                     max_num_batched_tokens=config.max_num_batched_tokens,
                     max_model_len=memory_plan.max_model_len,
+                    uses_graphs=not config.enforce_eager,
                 )
             if device.type == "cuda":
                 with start_up.phase("libraries"):
@@ -183,6 +199,8 @@ def _build_runner(
         finally:
             weights.wait()
         weights.check()
+        with start_up.phase("CUDA graphs"):
+            runner.prepare()
         return runner
 
 

@@ -71,6 +71,10 @@ class EngineCore:
         """Ends a request; its output comes with the next step. A key that is unknown or has ended is ignored."""
         self.scheduler.abort(key)
 
+    def on_idle(self) -> bool:
+        """To be called while there is no work: prepares a little for what may come; whether more of that is left."""
+        return self._runner.on_idle()
+
     def step(self) -> StepOutputs:
         """Advances the engine by one step; returns what there is to tell. Raises when the runner keeps failing."""
         return self._step_overlapped() if self._overlap else self._step_synchronously()

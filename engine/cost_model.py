@@ -2,7 +2,7 @@
 
 Up to a certain number of tokens a step costs what reading the weights costs, and prompt tokens beside decodes are nearly free;
 beyond, every token costs arithmetic. `knee_tokens` finds that number for a model from measured times of its matrix products.
-`PromptBudget` fills steps up to the knee while the queue is short, and takes more as it grows. Simulated on ShareGPT-like
+`PromptBudgetByCost` fills steps up to the knee while the queue is short, and takes more as it grows. Simulated on ShareGPT-like
 lengths, this gives the output of small steps at 16 to 64 clients and that of large ones at 256 and more (docs/performance.md).
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from .model_config import ModelConfig
 
 PRODUCT_TIMES_DIR = Path(__file__).parent / "product_times"
+USUAL_KNEE_TOKENS = 176
+"""Where a device's products were not measured: what the bandwidth and arithmetic of current cards amount to."""
 QUEUE_SHARE = 8
 """A step takes at least this part of the waiting prompt tokens, so that a queue of any length is gone in a few steps."""
 MIN_PROMPT_TOKENS = 64
@@ -94,8 +96,8 @@ def knee_tokens(config: ModelConfig, times: ProductTimes) -> int:
     return round(step_microseconds(times.sizes[0]) / slope)
 
 
-class PromptBudget:
-    """The scheduler's hook: prompt tokens per step."""
+class PromptBudgetByCost:
+    """A pacing.PromptBudget."""
 
     def __init__(self, knee: int, max_num_batched_tokens: int) -> None:
         self._knee = knee

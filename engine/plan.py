@@ -124,3 +124,6 @@ class Runner(Protocol):
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts a step without waiting for it."""
+
+    def on_idle(self) -> bool:
+        """While there is nothing to do: a bounded piece of what makes later steps faster; whether more of it is left."""

@@ -103,7 +103,8 @@ class EngineServer:
             wait_s = min(wait_s, RETRY_INTERVAL_S)
         if self._is_stopping and self._drain_until_s is None:
             wait_s = 0.0
-        ready = dict(self._poller.poll(int(wait_s * 1000) + 1))
+        wait_ms = 0 if self._core.on_idle() else int(wait_s * 1000) + 1
+        ready = dict(self._poller.poll(wait_ms))
         if self._wake_reader in ready:
             os.read(self._wake_reader, 64)
 

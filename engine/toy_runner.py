@@ -100,6 +100,10 @@ class ToyRunner:
         self._queue.append(step)
         return step
 
+    def on_idle(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
     def run_until(self, step: _ToyStep) -> None:
         """Runs the queue up to `step`, which takes the time it takes."""
         while step.outcome is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engine.cost_model import MIN_PROMPT_TOKENS, ProductTimes, PromptBudget, knee_tokens, product_counts
+from penstock.engine.cost_model import MIN_PROMPT_TOKENS, ProductTimes, PromptBudgetByCost, knee_tokens, product_counts
 from penstock.engine.memory import count_parameters
 from penstock.engine.model_config import ModelConfig
 from tests.checkpoints import make_checkpoint
@@ -61,25 +61,25 @@ def test_a_device_nobody_measured_has_no_table() -> None:
 
 
 def test_steps_are_filled_up_to_the_knee_while_little_waits() -> None:
-    budget = PromptBudget(knee=176, max_num_batched_tokens=2048)
+    budget = PromptBudgetByCost(knee=176, max_num_batched_tokens=2048)
     assert budget.prompt_tokens(0, 300) == 176
     assert budget.prompt_tokens(40, 300) == 136
 
 
 def test_a_long_queue_gets_a_share_of_itself() -> None:
-    assert PromptBudget(knee=176, max_num_batched_tokens=2048).prompt_tokens(40, 8000) == 1000
+    assert PromptBudgetByCost(knee=176, max_num_batched_tokens=2048).prompt_tokens(40, 8000) == 1000
 
 
 def test_beyond_the_knee_everything_that_waits_is_taken() -> None:
-    assert PromptBudget(knee=176, max_num_batched_tokens=2048).prompt_tokens(200, 900) == 900
+    assert PromptBudgetByCost(knee=176, max_num_batched_tokens=2048).prompt_tokens(200, 900) == 900
 
 
 def test_the_ceiling_holds_for_decodes_and_prompts_together() -> None:
-    budget = PromptBudget(knee=176, max_num_batched_tokens=512)
+    budget = PromptBudgetByCost(knee=176, max_num_batched_tokens=512)
     assert budget.prompt_tokens(200, 9000) == 312
     assert budget.prompt_tokens(100, 90_000) == 412
     assert budget.prompt_tokens(600, 90_000) == 0
 
 
 def test_a_prefill_always_gets_a_piece_worth_a_step() -> None:
-    assert PromptBudget(knee=176, max_num_batched_tokens=2048).prompt_tokens(175, 10) == MIN_PROMPT_TOKENS
+    assert PromptBudgetByCost(knee=176, max_num_batched_tokens=2048).prompt_tokens(175, 10) == MIN_PROMPT_TOKENS
