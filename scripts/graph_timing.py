@@ -35,13 +35,15 @@ def graph_microseconds(calls: Sequence[Call]) -> float:
     """Median over replays of a graph of all the calls, per call."""
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()  # the inputs are there
     with torch.cuda.stream(stream):
         calls[0]()  # compiles
         stream.synchronize()
         graph.capture_begin()
-        outputs = [call() for call in calls]  # kept until the end, so that each call has its own
-        graph.capture_end()
-    stream.synchronize()
+        try:
+            outputs = [call() for call in calls]  # kept until the end, so that each call has its own
+        finally:
+            graph.capture_end()
     times_us = []
     for _ in range(NUM_REPLAYS + 2):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
