@@ -43,6 +43,7 @@ from scripts.kernel_cases import (
 )
 from scripts.sampling_cases import sample_tokens
 
+DEVICE = torch.device("cuda")
 TABLE_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
 PRODUCT_TOKENS = (1, 4, 16, 64, 256, 1024)
 SAMPLING_VOCABULARY = 151_936
@@ -92,8 +93,7 @@ VARIANTS = [
 
 def measure(case: Case, ceilings: dict[str, float]) -> dict[str, Any]:
     """One line of the results."""
-    device = torch.device("cuda")
-    copies = [case.make(device) for _ in range(num_copies(case.footprint_bytes))]
+    copies = [case.make(DEVICE) for _ in range(num_copies(case.footprint_bytes))]
     microseconds = graph_microseconds([calls.ours for calls in copies])
     torch_microseconds = graph_microseconds([calls.torch for calls in copies])
     per_second = case.amount / microseconds * 1e6
@@ -149,11 +149,10 @@ def variant_results(ceilings: dict[str, float], only: str) -> Iterator[dict[str,
 
 def product_times(num_in: int, num_out: int) -> dict[str, float]:
     """Microseconds of one product by number of tokens."""
-    device = torch.device("cuda")
-    weights = [random_numbers(num_out, num_in, device=device) for _ in range(num_copies(2 * num_in * num_out))]
+    weights = [random_numbers(num_out, num_in, device=DEVICE) for _ in range(num_copies(2 * num_in * num_out))]
     times = {}
     for num_tokens in TABLE_TOKENS:
-        x = random_numbers(num_tokens, num_in, device=device)
+        x = random_numbers(num_tokens, num_in, device=DEVICE)
         times[str(num_tokens)] = round(graph_microseconds([partial(ops.linear, x, weight) for weight in weights]), 3)
     return times
 

@@ -34,12 +34,16 @@ def num_copies(footprint_bytes: int) -> int:
 def graph_microseconds(calls: Sequence[Call]) -> float:
     """Median over replays of a graph of all the calls, per call."""
     stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()  # the inputs are there
     with torch.cuda.stream(stream):
         calls[0]()  # compiles
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = [call() for call in calls]
+        stream.synchronize()
+        graph.capture_begin()
+        try:
+            outputs = [call() for call in calls]  # kept until the end, so that each call has its own
+        finally:
+            graph.capture_end()
     times_us = []
     for _ in range(NUM_REPLAYS + 2):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from scripts import bench_kernels
 from scripts.attention_cases import decode_attention, prefill_attention
 from scripts.bench_kernels import CASES, table_row
 from scripts.graph_timing import CACHE_BYTES, num_copies
@@ -64,3 +69,54 @@ def test_a_row_of_the_table() -> None:
     assert "65.0% of matmul" in row
     assert "1.50 x torch" in row
     assert "out of memory" in table_row({"case": "linear", "error": "OutOfMemoryError: out of memory\nmore"})
+
+
+@pytest.fixture
+def bench_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small cases, and each call takes two microseconds."""
+
+    def pretended_microseconds(calls: Sequence[Callable[[], object]]) -> float:
+        for call in calls:
+            call()
+        return 2.0
+
+    monkeypatch.setattr(bench_kernels, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(bench_kernels, "CASES", [add_rms_norm(3, 40), silu_mul(3, 40)])
+    monkeypatch.setattr(bench_kernels, "PRODUCT_SHAPES", {"small": [(20, 30), (30, 20)]})
+    monkeypatch.setattr(bench_kernels, "graph_microseconds", pretended_microseconds)
+    monkeypatch.setattr(bench_kernels, "measure_ceilings", lambda: {"read": 1e12, "copy": 1e12, "matmul": 1e15})
+    monkeypatch.setattr(bench_kernels, "versions", lambda: {"device": "CPU"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("bench_on_cpu")
+@pytest.mark.parametrize("flags", [[], ["--variants"]], ids=["cases", "variants"])
+def test_every_case_is_a_line(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "lines.jsonl"
+    monkeypatch.setattr("sys.argv", ["bench_kernels", "--out", str(out), "--only", "norm", *flags])
+    assert bench_kernels.main() == 0
+    head, *lines = map(json.loads, out.read_text().splitlines())
+    assert head["device"] == "CPU"
+    assert {line["case"] for line in lines} == {"add_rms_norm 3x40"}
+    assert lines[0]["per_second"] == 4 * 2 * 3 * 40 / 2e-6
+    if flags:
+        assert len(lines) == sum("norm" in variant.cases for variant in bench_kernels.VARIANTS)
+
+
+@pytest.mark.usefixtures("bench_on_cpu")
+def test_a_case_that_fails_is_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "lines.jsonl"
+    monkeypatch.setattr("sys.argv", ["bench_kernels", "--out", str(out)])
+    monkeypatch.setattr(bench_kernels, "graph_microseconds", lambda calls: 1 // 0)
+    assert bench_kernels.main() == 1
+    assert [("error" in json.loads(line)) for line in out.read_text().splitlines()] == [False, True, True]
+
+
+@pytest.mark.usefixtures("bench_on_cpu")
+def test_the_table_of_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "products.json"
+    monkeypatch.setattr("sys.argv", ["bench_kernels", "--products-table", str(table)])
+    assert bench_kernels.main() == 0
+    written = json.loads(table.read_text())
+    assert [(row["in"], row["out"]) for row in written["products"]] == [(20, 30), (30, 20)]
+    assert written["products"][0]["microseconds"] == {str(size): 2.0 for size in bench_kernels.TABLE_TOKENS}
