@@ -151,6 +151,8 @@ class Bench:
 
     def warm_up(self) -> None:
         """Compiles and captures what the parts use."""
+        while self.core.on_idle():
+            pass
         for batch in DECODE_BATCHES:
             self.submit([(64 + batch, 24)] * batch)
             self.finish()
