@@ -201,6 +201,7 @@ def _build_runner(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
+            uses_graphs=not config.enforce_eager,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,3 +124,11 @@ class Runner(Protocol):
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Starts a step without waiting for it."""
+
+
+@runtime_checkable
+class WorksWhenIdle(Protocol):
+    """What a runner may be besides: one that puts work off for when there are no requests."""
+
+    def on_idle(self) -> bool:
+        """Does one piece of it, which may take a tenth of a second; whether there is more."""

@@ -58,6 +58,12 @@ class StepSizes:
         """All sizes of mixed steps that are worth a graph, rising; larger ones keep the GPU busy while the host launches."""
         return tuple(StepSize(num_tokens, tier, False) for num_tokens in self._mixed_tokens for tier in self._row_tiers)
 
+    @property
+    def usual(self) -> tuple[StepSize, ...]:
+        """A few sizes that between them launch every kernel there is."""
+        decodes = tuple(size for size in self.decodes if size.num_rows.bit_count() == 1)
+        return (*decodes, self.decodes[-1], self.mixed[0], self.mixed[-1])
+
 
 def _at_least(sizes: Sequence[int], number: int) -> int:
     return sizes[bisect_left(sizes, number)]
