@@ -60,9 +60,10 @@ class StepSizes:
 
     @property
     def usual(self) -> tuple[StepSize, ...]:
-        """A few sizes that between them launch every kernel there is."""
-        decodes = tuple(size for size in self.decodes if size.num_rows.bit_count() == 1)
-        return (*decodes, self.decodes[-1], self.mixed[0], self.mixed[-1])
+        """Sizes that between them launch every kernel there is: kernels differ by powers of two and by divisibility by 16."""
+        decodes = (size for size in self.decodes if size.num_rows.bit_count() == 1 or size.num_rows % 16)
+        ends = (self._mixed_tokens[0], self._mixed_tokens[-1])
+        return (*decodes, self.decodes[-1], *(size for size in self.mixed if size.num_tokens in ends))
 
 
 def _at_least(sizes: Sequence[int], number: int) -> int:
