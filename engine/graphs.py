@@ -55,7 +55,7 @@ class StepGraphs:
         self._schedule = GraphSchedule(sizes, clock)
         self._captured: dict[StepSize, CapturedStep] = {}
         self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call, unused-ignore]
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
         self._used_bytes = 0
         self._has_warned = False
 
@@ -100,7 +100,7 @@ class StepGraphs:
         except torch.OutOfMemoryError as error:
             self._schedule.give_up(size, self._clock() - start_s)
             self._close(str(error).partition("\n")[0])
-        except RuntimeError as error:
+        except Exception as error:
             self._schedule.give_up(size, self._clock() - start_s)
             self._warn(f"A step of {size.num_tokens} tokens cannot be captured and runs without a CUDA graph: {error}")
         else:

@@ -102,8 +102,13 @@ class ModelRunner:
         """See plan.Runner: captures one more graph."""
         return self._graphs is not None and self._graphs.capture_missing()
 
+    def kernel_calls(self) -> Sequence[Callable[[], object]]:
+        """Calls that launch every kernel that steps do, at their usual sizes; their results mean nothing."""
+        return [lambda size=size: self._program.launch_kernels(size) for size in self._sizes.usual]  # type: ignore[misc]
+
     def _launch(self, plan: StepPlan) -> LaunchedStep:
-        assert plan.num_tokens <= self._max_num_batched_tokens and plan.num_decode_steps <= NUM_OUTPUT_STEPS
+        assert plan.num_tokens <= self._max_num_batched_tokens
+        assert plan.num_decode_steps <= NUM_OUTPUT_STEPS
         if not self._is_consistent:
             self._sender.forget()
             self._program.reset_steps()
@@ -219,4 +224,5 @@ class ModelRunner:
         """A function that waits for what has been queued so far."""
         if not self._is_cuda:
             return lambda: None
-        return torch.cuda.current_stream(self._device).record_event().synchronize
+        event = torch.cuda.current_stream(self._device).record_event()
+        return lambda: event.synchronize()

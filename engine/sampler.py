@@ -124,6 +124,15 @@ def edited_logits(
     return logits
 
 
+def draw(logits: Tensor, row_slots: Tensor, state: SlotState, *, has_filters: bool) -> tuple[Tensor, Tensor]:
+    """A token per row of logits [R, vocab_size], and whether the row was numbers; see ops.sample_tokens."""
+    temperatures, thresholds = state.parameter("temperature"), None
+    if has_filters:
+        top_p, min_p = state.parameter("top_p"), state.parameter("min_p")
+        thresholds = ops.logit_thresholds_by_slot(logits, row_slots, temperatures, state.top_k, top_p, min_p)
+    return ops.sample_tokens(logits, row_slots, temperatures, state.seeds, state.output_positions, thresholds)
+
+
 def report(raw: Tensor, token_ids: Tensor, plan: SpecialPlan, arrays: dict[str, Tensor]) -> TopLogprobs:
     """Logprobs of the sampled tokens int64 [N], of what `reported_logits` gave."""
     chosen = token_ids.index_select(0, arrays["reported_rows"])

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import ops
-from ..kernels.step_state import NUM_OUTPUT_STEPS, make_slot_state, make_step_tensors
+from ..kernels.step_state import NUM_OUTPUT_STEPS, STARTED_WORDS, StepUpdates, make_slot_state, make_step_tensors
 from .batch import Limits
 from .model_config import ModelConfig
+from .sampler import draw
 from .staging import start_download
 from .step_sizes import StepSize, StepSizes
 
@@ -71,13 +72,8 @@ class StepProgram:
         return self.model.logits(hidden)
 
     def draw(self, logits: Tensor, *, has_filters: bool) -> tuple[Tensor, Tensor]:
-        """A token per row, and whether its logits were numbers; see ops.sample_tokens."""
-        state, row_slots = self.state, self.step.row_slots[: len(logits)]
-        temperatures, thresholds = state.parameter("temperature"), None
-        if has_filters:
-            top_p, min_p = state.parameter("top_p"), state.parameter("min_p")
-            thresholds = ops.logit_thresholds_by_slot(logits, row_slots, temperatures, state.top_k, top_p, min_p)
-        return ops.sample_tokens(logits, row_slots, temperatures, state.seeds, state.output_positions, thresholds)
+        """A token per row, and whether its logits were numbers."""
+        return draw(logits, self.step.row_slots[: len(logits)], self.state, has_filters=has_filters)
 
     def sample(self, logits: Tensor, *, has_filters: bool) -> None:
         """Draws, and counts the slots on."""
@@ -86,6 +82,16 @@ class StepProgram:
     def advance(self, token_ids: Tensor, is_valid: Tensor) -> None:
         """The last thing a step does: what it sampled is what the next one reads."""
         ops.advance_step(self.state, self.step, token_ids, is_valid)
+
+    def launch_kernels(self, size: StepSize) -> None:
+        """One step of this size with whatever lies in the tensors: for a device that compiles and does not run."""
+        num_words = 2 + STARTED_WORDS + 4 * size.num_rows + 1 + 1
+        words = torch.empty(num_words, dtype=torch.int32, device=self.step.row_slots.device)
+        updates = StepUpdates(words=words, num_blocks=1, num_started=1, num_rows=size.num_rows, num_token_ids=1, first_token=0)
+        ops.apply_step_updates(self.state, self.step, updates)
+        logits = self.logits(self.hidden_states(size), size)
+        for has_filters in (False, True):
+            self.sample(logits, has_filters=has_filters)
 
     def download(self, num_steps: int, num_rows: int) -> Tensor:
         """Starts copying what the latest steps sampled to the host; int32 [num_steps, num_rows]."""

@@ -58,6 +58,13 @@ class StepSizes:
         """All sizes of mixed steps that are worth a graph, rising; larger ones keep the GPU busy while the host launches."""
         return tuple(StepSize(num_tokens, tier, False) for num_tokens in self._mixed_tokens for tier in self._row_tiers)
 
+    @property
+    def usual(self) -> tuple[StepSize, ...]:
+        """Sizes that between them launch every kernel there is: kernels differ by powers of two and by divisibility by 16."""
+        decodes = (size for size in self.decodes if size.num_rows.bit_count() == 1 or size.num_rows % 16)
+        ends = (self._mixed_tokens[0], self._mixed_tokens[-1])
+        return (*decodes, self.decodes[-1], *(size for size in self.mixed if size.num_tokens in ends))
+
 
 def _at_least(sizes: Sequence[int], number: int) -> int:
     return sizes[bisect_left(sizes, number)]

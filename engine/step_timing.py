@@ -42,7 +42,7 @@ class StepTimer:
 
     def mark(self) -> torch.cuda.Event:
         """An event behind what has been queued so far."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
         event.record(torch.cuda.current_stream(self._device))
         return event
 

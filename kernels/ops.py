@@ -348,7 +348,7 @@ def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tenso
 def apply_step_updates(state: SlotState, step: StepTensors, updates: StepUpdates) -> None:
     """Takes over what the host sends before a step: entries of block tables, started slots, the rows, the chunks' tokens."""
     if updates.words.is_cuda:
-        from .triton_step import apply_step_updates as fast
+        from .triton_step_updates import apply_step_updates as fast
 
         return fast(state, step, updates)
     return reference_step.apply_step_updates(state, step, updates)

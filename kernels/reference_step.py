@@ -23,7 +23,7 @@ def apply_step_updates(state: SlotState, step: StepTensors, updates: StepUpdates
     num_rows = updates.num_rows
     sizes = [updates.num_blocks, updates.num_blocks, updates.num_started * STARTED_WORDS]
     sizes += [num_rows, num_rows + 1, num_rows, num_rows] if num_rows else [0, 0, 0, 0]
-    places, block_ids, started, *rows, token_ids = updates.words.split([*sizes, updates.num_token_ids])
+    places, block_ids, started, *rows, token_ids = torch.split(updates.words, [*sizes, updates.num_token_ids])
     if updates.num_blocks:
         state.block_tables.view(-1).index_copy_(0, places.long(), block_ids)
     if updates.num_started:

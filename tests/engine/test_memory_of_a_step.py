@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,7 @@ from penstock.engine.dummy_weights import fill_with_dummy_weights
 from penstock.engine.memory import plan_memory
 from penstock.engine.model_runner import ModelRunner
 from penstock.engine.models import build_model
-from penstock.engine.plan import ScheduledRequest, StartedRequest, StepPlan
+from penstock.engine.plan import NewBlocks, ScheduledChunk, StartedRequest, StepPlan
 from penstock.ipc.messages import Sampling
 from penstock.kernels import ops
 from tests.engine.test_memory import CPU, TINY, engine
@@ -72,22 +73,18 @@ def test_a_step_takes_no_more_than_was_planned_for_it(query_lens: list[int], dty
 def first_step(num_requests: int, **sampling: Any) -> StepPlan:
     """Requests of 8 prompt tokens each, all of which sample."""
     prompt, settings = [*range(8)], Sampling(seed=1, max_tokens=5, **sampling)
+    slots = np.arange(num_requests, dtype=np.int32)
     return StepPlan(
         started=tuple(
             StartedRequest(slot=slot, sampling=settings, prompt_token_ids=prompt, output_token_ids=[])
             for slot in range(num_requests)
         ),
-        requests=tuple(
-            ScheduledRequest(
-                slot=slot,
-                num_computed_tokens=0,
-                num_new_tokens=8,
-                token_ids=prompt,
-                new_block_ids=((slot,),),
-                samples_position=0,
-            )
+        decode_slots=np.zeros(0, np.int32),
+        chunks=tuple(
+            ScheduledChunk(slot=slot, num_computed_tokens=0, token_ids=np.array(prompt, np.int32), samples_position=0)
             for slot in range(num_requests)
         ),
+        new_blocks=(NewBlocks(slots=slots, columns=np.zeros_like(slots), block_ids=slots),),
     )
 
 

@@ -111,7 +111,7 @@ def test_a_decode_beyond_its_blocks_fails_alone() -> None:
     driver.read(plan := driver.plan(requests), requests, driver.runner.launch(plan))
     plan = driver.plan(requests)
     without_blocks = replace(
-        plan, new_blocks=(replace(plan.new_blocks[0], **{name: EMPTY for name in ("slots", "columns", "block_ids")}),)
+        plan, new_blocks=(replace(plan.new_blocks[0], **dict.fromkeys(("slots", "columns", "block_ids"), EMPTY)),)
     )
     result = driver.runner.launch(without_blocks).wait()
     assert list(result.errors) == [1]
@@ -168,7 +168,8 @@ def test_a_step_that_runs_out_of_memory_can_be_launched_again(failing: str, monk
             driver.read(plan, requests, driver.runner.launch(plan))
         else:
             assert failing in ("top_logprobs", "count_tokens")
-            assert all(chunk.samples_position is None for chunk in plan.chunks) and not len(plan.decode_slots)
+            assert all(chunk.samples_position is None for chunk in plan.chunks)
+            assert not len(plan.decode_slots)
     assert [request.output[:12] for request in requests] == expected
 
 

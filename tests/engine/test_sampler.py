@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 from penstock.engine.plan import StartedRequest
-from penstock.engine.sampler import Sampled, SampledRow, note_tokens, plan_sampling, sample
-from penstock.engine.slots import DeviceSlots, has_penalties, make_slot_info, started_arrays
+from penstock.engine.sampler import (
+    SpecialRow,
+    TopLogprobs,
+    count_tokens,
+    draw,
+    edited_logits,
+    plan_special_rows,
+    report,
+    reported_logits,
+)
+from penstock.engine.slots import has_penalties, make_slot_info
 from penstock.engine.staging import upload
-from penstock.engine.token_counts import counted_arrays
+from penstock.engine.step_inputs import pack_started
+from penstock.engine.token_counts import TokenCounts, counted_arrays
 from penstock.ipc.messages import Sampling
 from penstock.kernels import ops
+from penstock.kernels.step_state import StepUpdates, make_slot_state, make_step_tensors
 from tests.kernels.naive_sampling import naive_kept, naive_penalized
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -38,42 +51,60 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@dataclass
+class Sampled:
+    """What a row of every request yielded."""
+
+    token_ids: torch.Tensor
+    is_valid: torch.Tensor
+    logprobs: TopLogprobs | None
+
+
 class Bench:
     """A request per settings, each in a slot of its own and with the same prompt and output behind it."""
 
     def __init__(self, settings: list[dict[str, Any]], device: str = "cpu") -> None:
         self.device = torch.device(device)
         self.samplings = [Sampling(**{"seed": 1000 + i, "max_tokens": 99, **fields}) for i, fields in enumerate(settings)]
-        self.slots = DeviceSlots(
-            max_num_seqs=len(settings) + 2, max_blocks=1, num_groups=1, vocab_size=VOCAB_SIZE, device=self.device
-        )
+        num_slots = len(settings) + 2
+        self.state = make_slot_state(num_slots, 1, 1, self.device)
+        self.step = make_step_tensors(self.state, num_slots, num_slots, self.device)
+        self.counts = TokenCounts(num_slots, VOCAB_SIZE, self.device)
         started = [
             StartedRequest(slot=slot + 1, sampling=sampling, prompt_token_ids=PROMPT, output_token_ids=OUTPUT)
             for slot, sampling in enumerate(self.samplings)
         ]
-        count_rows = [
-            self.slots.token_counts.take_row(request.slot) if has_penalties(request.sampling) else None for request in started
-        ]
-        self.slots.start(upload(started_arrays(started), self.device))
-        counted = [(request, row) for request, row in zip(started, count_rows, strict=True) if row is not None]
+        rows = [self.counts.take_row(request.slot) if has_penalties(request.sampling) else None for request in started]
+        words = upload({"words": pack_started(started)}, self.device)["words"]
+        updates = StepUpdates(words=words, num_blocks=0, num_started=len(started), num_rows=0, num_token_ids=0, first_token=0)
+        ops.apply_step_updates(self.state, self.step, updates)
+        self.state.output_positions.fill_(len(OUTPUT))
+        counted = [(request, row) for request, row in zip(started, rows, strict=True) if row is not None]
         if counted:
-            self.slots.token_counts.reset(upload(counted_arrays(counted, VOCAB_SIZE), self.device))
-        self.rows = [
-            SampledRow(
-                request.slot,
-                make_slot_info(request, num_groups=1, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS_TOKEN_ID], count_row=row),
-                0,
-                len(OUTPUT),
-            )
-            for request, row in zip(started, count_rows, strict=True)
+            self.counts.reset(upload(counted_arrays(counted, VOCAB_SIZE), self.device))
+        self.infos = [
+            make_slot_info(request, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS_TOKEN_ID], count_row=row)
+            for request, row in zip(started, rows, strict=True)
         ]
 
-    def sample(self, logits: torch.Tensor, rows: list[SampledRow] | None = None) -> Sampled:
-        plan = plan_sampling(self.rows if rows is None else rows)
+    def sample(self, logits: torch.Tensor, requests: Sequence[int] | None = None) -> Sampled:
+        """A row of logits for each of the requests, by default for all."""
+        chosen = range(len(self.infos)) if requests is None else requests
+        slots = torch.tensor([request + 1 for request in chosen], device=self.device)
+        infos = [self.infos[request] for request in chosen]
+        special = [
+            SpecialRow(row, request + 1, info, len(OUTPUT))
+            for row, (request, info) in enumerate(zip(chosen, infos, strict=True))
+            if len(OUTPUT) < info.special_until
+        ]
+        plan = plan_special_rows(special, has_filters=any(info.has_filters for info in infos))
         arrays = upload(plan.arrays, self.device)
-        sampled = sample(logits.clone().to(self.device), plan, arrays, self.slots)
-        note_tokens(sampled, plan, arrays, self.slots)
-        return sampled
+        logits = logits.clone().to(self.device)
+        raw = reported_logits(logits, plan, arrays)
+        edited = edited_logits(logits, plan, arrays, self.state, self.counts)
+        token_ids, is_valid = draw(edited, slots, self.state, has_filters=plan.has_filters)
+        count_tokens(token_ids, plan, arrays, self.counts)
+        return Sampled(token_ids, is_valid, None if raw is None else report(raw, token_ids, plan, arrays))
 
 
 def naive_token(logits: list[float], sampling: Sampling) -> int:
@@ -107,7 +138,6 @@ def test_every_row_of_a_mixed_batch_takes_its_own_steps_in_order(round_number: i
     expected = [naive_token(row, sampling) for row, sampling in zip(logits.tolist(), bench.samplings, strict=True)]
     assert sampled.token_ids.tolist() == expected
     assert sampled.is_valid.all()
-    assert bench.slots.last_token.tolist() == [0, *expected, 0]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -115,7 +145,7 @@ def test_a_row_alone_draws_what_it_draws_among_others(device: str) -> None:
     bench = Bench(SETTINGS, device)
     logits = torch.randn(len(SETTINGS), VOCAB_SIZE) * 2
     together = Bench(SETTINGS, device).sample(logits).token_ids.tolist()
-    alone = [int(bench.sample(logits[i : i + 1], [row]).token_ids) for i, row in enumerate(bench.rows)]
+    alone = [int(bench.sample(logits[i : i + 1], [i]).token_ids) for i in range(len(SETTINGS))]
     assert alone == together
 
 
@@ -130,16 +160,16 @@ def test_sampled_tokens_are_counted_where_there_are_penalties() -> None:
 @pytest.mark.parametrize(
     ("settings", "used"),
     [
-        ({"temperature": 0.0}, {"argmax"}),
-        ({"temperature": 0.7}, {"sample_gumbel"}),
-        ({"temperature": 0.7, "top_k": VOCAB_SIZE, "top_p": 1.0}, {"sample_gumbel"}),
-        ({"temperature": 0.0, "top_k": 3, "top_p": 0.5}, {"argmax"}),
-        ({"temperature": 0.7, "top_p": 0.5}, {"sample_gumbel", "logit_thresholds"}),
-        ({"temperature": 0.0, "presence_penalty": 0.1}, {"argmax", "apply_penalties", "count_tokens"}),
-        ({"temperature": 0.0, "logit_bias": {1: 1.0}}, {"argmax", "add_to_logits"}),
-        ({"temperature": 0.0, "min_tokens": len(OUTPUT) + 1}, {"argmax", "add_to_logits"}),
-        ({"temperature": 0.0, "min_tokens": len(OUTPUT)}, {"argmax"}),
-        ({"temperature": 0.0, "logprobs": 0}, {"argmax", "top_logprobs"}),
+        ({"temperature": 0.0}, {"sample_tokens"}),
+        ({"temperature": 0.7}, {"sample_tokens"}),
+        ({"temperature": 0.7, "top_k": VOCAB_SIZE, "top_p": 1.0}, {"sample_tokens"}),
+        ({"temperature": 0.0, "top_k": 3, "top_p": 0.5}, {"sample_tokens"}),
+        ({"temperature": 0.7, "top_p": 0.5}, {"sample_tokens", "logit_thresholds_by_slot"}),
+        ({"temperature": 0.0, "presence_penalty": 0.1}, {"sample_tokens", "apply_penalties", "count_tokens"}),
+        ({"temperature": 0.0, "logit_bias": {1: 1.0}}, {"sample_tokens", "add_to_logits"}),
+        ({"temperature": 0.0, "min_tokens": len(OUTPUT) + 1}, {"sample_tokens", "add_to_logits"}),
+        ({"temperature": 0.0, "min_tokens": len(OUTPUT)}, {"sample_tokens"}),
+        ({"temperature": 0.0, "logprobs": 0}, {"sample_tokens", "top_logprobs"}),
     ],
     ids=str,
 )
@@ -158,9 +188,8 @@ def test_only_what_a_request_uses_is_computed(
         monkeypatch.setattr(ops, name, watched)
 
     for name in (
-        "argmax",
-        "sample_gumbel",
-        "logit_thresholds",
+        "sample_tokens",
+        "logit_thresholds_by_slot",
         "apply_penalties",
         "count_tokens",
         "add_to_logits",

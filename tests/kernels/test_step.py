@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.kernels import reference_step, triton_step
+from penstock.kernels import reference_step, triton_step, triton_step_updates
 from penstock.kernels.step_state import (
     FROM_DEVICE,
     INVALID_TOKEN,
@@ -51,7 +51,7 @@ def rows_words(rows: list[tuple[int, int, int, int]], num_rows: int) -> Tensor:
     return torch.tensor([*slots, 0, *ends, *starts, *samples], dtype=torch.int32)
 
 
-def updates(device: str, rows: list[tuple[int, int, int, int]], num_rows: int, num_blocks: int, num_started: int) -> StepUpdates:
+def updates(rows: list[tuple[int, int, int, int]], num_rows: int, num_blocks: int = 0, num_started: int = 0) -> StepUpdates:
     """Random block entries and records, these rows, and token ids for the chunks among them."""
     rng = random.Random(num_blocks)
     places = rng.sample(range(NUM_GROUPS * (NUM_SLOTS + 1) * MAX_BLOCKS), num_blocks)
@@ -64,7 +64,7 @@ def updates(device: str, rows: list[tuple[int, int, int, int]], num_rows: int, n
     flat = [*places, *block_ids, *(word for record in records for word in record)]
     words = torch.cat((torch.tensor(flat, dtype=torch.int32), rows_words(rows, num_rows), torch.tensor(token_ids).int()))
     return StepUpdates(
-        words=words.to(device),
+        words=words,
         num_blocks=num_blocks,
         num_started=num_started,
         num_rows=num_rows,
@@ -74,7 +74,7 @@ def updates(device: str, rows: list[tuple[int, int, int, int]], num_rows: int, n
 
 
 def assert_same(actual: Everything, expected: Everything) -> None:
-    for ours, theirs in zip(actual, expected, strict=True):
+    for ours, theirs in ((actual[0], expected[0]), (actual[1], expected[1])):
         for field in dataclasses.fields(ours):
             found, wanted = getattr(ours, field.name).cpu(), getattr(theirs, field.name)
             assert torch.equal(found, wanted), field.name
@@ -95,8 +95,8 @@ def test_triton_does_to_every_word_what_the_twin_does(
     rows: list[tuple[int, int, int, int]], num_rows: int, num_tokens: int, num_blocks: int, num_started: int
 ) -> None:
     ours, theirs = fresh(TRITON_DEVICE), fresh("cpu")
-    news = updates("cpu", rows, num_rows, num_blocks, num_started)
-    triton_step.apply_step_updates(*ours, dataclasses.replace(news, words=news.words.to(TRITON_DEVICE)))
+    news = updates(rows, num_rows, num_blocks, num_started)
+    triton_step_updates.apply_step_updates(*ours, dataclasses.replace(news, words=news.words.to(TRITON_DEVICE)))
     reference_step.apply_step_updates(*theirs, news)
     assert_same(ours, theirs)
     for _ in range(3):
@@ -113,7 +113,7 @@ def test_a_mixed_step_is_prepared_and_advanced_as_planned() -> None:
     state, step = fresh("cpu")
     state.num_computed[4], state.last_token[4], state.output_positions[4] = 10, 77, 5
     state.block_tables[1, 4, 2] = 31
-    news = updates("cpu", [(4, 1, FROM_DEVICE, NO_TOKEN), (1, 3, 6, 2), (3, 2, 0, NO_TOKEN)], 4, 0, 0)
+    news = updates([(4, 1, FROM_DEVICE, NO_TOKEN), (1, 3, 6, 2), (3, 2, 0, NO_TOKEN)], 4)
     reference_step.apply_step_updates(state, step, news)
     reference_step.prepare_step(state, step, 8, 4, BLOCK_SIZE)
     assert step.token_ids[:8].tolist() == [77, *news.words[-5:].tolist(), 0, 0]
@@ -132,7 +132,7 @@ def test_a_mixed_step_is_prepared_and_advanced_as_planned() -> None:
 
 def test_the_latest_steps_are_kept_in_turn() -> None:
     state, step = fresh("cpu")
-    reference_step.apply_step_updates(state, step, updates("cpu", [(4, 1, FROM_DEVICE, NO_TOKEN)], 1, 0, 0))
+    reference_step.apply_step_updates(state, step, updates([(4, 1, FROM_DEVICE, NO_TOKEN)], 1))
     for token_id in range(NUM_OUTPUT_STEPS + 3):
         state.num_computed[4] = 0
         reference_step.prepare_step(state, step, 1, 1, BLOCK_SIZE)
@@ -151,7 +151,7 @@ def launch_steps() -> None:
         num_token_ids=100,
         first_token=7,
     )
-    triton_step.apply_step_updates(state, step, news)
+    triton_step_updates.apply_step_updates(state, step, news)
     for num_tokens, num_rows in ((1, 1), (256, 256), (2048, 64)):
         triton_step.prepare_step(state, step, num_tokens, num_rows, 16)
         token_ids = torch.empty(num_rows, dtype=torch.int64, device="meta")
