@@ -20,7 +20,17 @@ from .triton_decode_plan import ITEM_FIELDS, plan_attention, query_rows
 from .triton_launch import has_pdl
 from .triton_shared_attention import SHARED_TUNING, attend_shared
 
-DECODE_TUNING = Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3)
+_TUNINGS = {
+    64: Tuning(tile_bytes=8 * 1024, num_warps=4, num_stages=4, programs_per_multiprocessor=3),
+    128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
+    256: Tuning(tile_bytes=16 * 1024, num_warps=8, num_stages=3, programs_per_multiprocessor=2),
+}
+"""By padded head size. Three programs keep enough bytes on their way while one of them starts or ends an item."""
+
+
+def decode_tuning(head_dim: int) -> Tuning:
+    """How items of single rows are launched."""
+    return _TUNINGS[max(64, padded_dims(head_dim))]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -55,7 +65,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
             readable = exists[:, None] & (b_parts < num_parts)[None, :]
             b_logs = tl.load(partial_weights + b_places, mask=readable, other=float("-inf"))
             b_values = tl.load(
-                partial_out + b_places.to(tl.int64)[:, :, None] * HEAD_DIM + i_dim[None, None, :],
+                partial_out + b_places[:, :, None] * HEAD_DIM + i_dim[None, None, :],
                 mask=readable[:, :, None] & (i_dim < HEAD_DIM)[None, None, :],
                 other=0.0,
             )
@@ -95,7 +105,7 @@ def _start_item(block_table, table_stride, item, is_real, BLOCK_SIZE: tl.constex
     return table, load_blocks(table, first_key, end_key, BLOCK_SIZE, KEYS)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["max_items", "table_stride"])  # type: ignore[untyped-decorator, unused-ignore]
 def decode_attention_kernel(  # type: ignore[no-untyped-def]
     q,
     k_cache,
@@ -174,7 +184,7 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
             tl.store(out + b_out_rows[:, None] * HEAD_DIM + i_dim[None, :], b_out.to(out.dtype.element_ty), mask=stored)
         else:
             b_places = (first_partial + part * num_tokens + b_tokens) * num_heads + b_heads
-            tl.store(partial_out + b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
+            tl.store(partial_out + b_places[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
             tl.store(partial_weights + b_places, b_weights, mask=exists)
             # Every thread has written before one of them says so; who hears it from all splits reads what they wrote.
             tl.debug_barrier()
@@ -207,7 +217,7 @@ def paged_decode_attention(
     scale: float,
     window: int | None,
     out: Tensor,
-    tuning: Tuning = DECODE_TUNING,
+    tuning: Tuning | None = None,
     shared_tuning: Tuning = SHARED_TUNING,
 ) -> None:
     """ops.paged_attention for rows of at most MAX_DECODE_QUERY_LEN query tokens; writes their tokens of out [T, Hq, D].
@@ -226,8 +236,10 @@ def paged_decode_attention(
     assert work is not None
     max_partials = work.arrivals.shape[0]
     partial_out = torch.empty(max_partials, num_heads, head_dim, dtype=torch.float32, device=q.device)
+    assert partial_out.numel() < 2**31  # kernels count in 32 bits
     partial_weights = torch.empty(max_partials, num_heads, dtype=torch.float32, device=q.device)
     group, dims = num_heads // num_kv_heads, padded_dims(head_dim)
+    tuning = decode_tuning(head_dim) if tuning is None else tuning
     scale_log2 = scale * math.log2(math.e)
     pdl = has_pdl(q)
     if batch.shared is not None:

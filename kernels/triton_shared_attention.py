@@ -14,10 +14,10 @@ from .triton_attend_keys import Tuning, attend_keys, grid_size, load_blocks, pad
 from .triton_launch import has_pdl
 
 SHARED_FIELDS = tl.constexpr(5)
-SHARED_TUNING = Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2)
+SHARED_TUNING = Tuning(tile_bytes=16 * 1024, num_warps=8, num_stages=2, programs_per_multiprocessor=2)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_items", "table_stride"])  # type: ignore[untyped-decorator, unused-ignore]
 def shared_attention_kernel(  # type: ignore[no-untyped-def]
     q,
     k_cache,
@@ -92,7 +92,7 @@ def shared_attention_kernel(  # type: ignore[no-untyped-def]
                 EVICTION,
             )
             b_places = (b_partials + tl.load(fields + 4)) * num_heads + b_heads
-            tl.store(partial_out + b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
+            tl.store(partial_out + b_places[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
             tl.store(partial_weights + b_places, b_weights, mask=exists)
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from penstock.kernels import ops, triton_decode_plan
 from penstock.kernels.attention_batch import MAX_DECODE_QUERY_LEN
 from penstock.kernels.triton_attend_keys import Tuning
-from penstock.kernels.triton_decode_attention import DECODE_TUNING, paged_decode_attention
-from penstock.kernels.triton_shared_attention import SHARED_TUNING
+from penstock.kernels.triton_decode_attention import paged_decode_attention
 from tests.kernels.comparing import assert_close
 from tests.kernels.compiling import check_launches
 from tests.kernels.paged_batches import PagedBatch, make_paged_batch, share
@@ -35,16 +34,19 @@ def small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode_plan, "MAX_SPLITS", 5)
 
 
-def attend(paged: PagedBatch, *, tuning: Tuning = SMALL_TUNING) -> Tensor:
-    """Output [T, Hq, D], UNTOUCHED where nothing was written."""
+def attend(paged: PagedBatch) -> Tensor:
+    """Output [T, Hq, D], UNTOUCHED where nothing was written. In small tiles where it is interpreted."""
     out = torch.full_like(paged.q, UNTOUCHED)
-    args = (paged.q, paged.k_cache, paged.v_cache, paged.batch, paged.scale, paged.window)
-    paged_decode_attention(*args, out, tuning, tuning)
+    args = (paged.q, paged.k_cache, paged.v_cache, paged.batch, paged.scale, paged.window, out)
+    if paged.q.is_cuda:
+        paged_decode_attention(*args)
+    else:
+        paged_decode_attention(*args, SMALL_TUNING, SMALL_TUNING)
     return out
 
 
-def check(paged: PagedBatch, *, tuning: Tuning = SMALL_TUNING) -> None:
-    actual = attend(paged, tuning=tuning)
+def check(paged: PagedBatch) -> None:
+    actual = attend(paged)
     is_ours = torch.tensor([context > 0 and query <= MAX_DECODE_QUERY_LEN for query, context in paged.lengths])
     is_our_token = is_ours[paged.rows_of_tokens()].to(actual.device)
     assert (actual[~is_our_token] == UNTOUCHED).all()
@@ -135,35 +137,29 @@ def test_a_row_that_became_padding_leaves_its_group_alone() -> None:
 
 
 def launch_everything() -> None:
-    for heads, head_dim, block_size, dtype in (
-        ((32, 8), 64, 16, torch.bfloat16),
-        ((32, 32), 96, 32, torch.bfloat16),
-        ((32, 8), 128, 16, torch.bfloat16),
-        ((16, 8), 128, 64, torch.float16),
-        ((16, 1), 256, 64, torch.bfloat16),
-        ((28, 4), 128, 16, torch.float32),
+    def integers(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device="meta")
+
+    shared = ops.SharedChunks(members=integers(9), items=integers(9, 5), shared_lens=integers(9), num_chunks=integers(9))
+    for heads, head_dim, block_size, window in (
+        ((32, 8), 64, 16, None),
+        ((32, 32), 96, 32, 4096),
+        ((32, 8), 128, 16, None),
+        ((16, 1), 256, 64, None),
     ):
-        for window, shares in ((None, True), (4096, False)):
-
-            def integers(*shape: int) -> Tensor:
-                return torch.empty(shape, dtype=torch.int32, device="meta")
-
-            shared = ops.SharedChunks(
-                members=integers(9), items=integers(9, 5), shared_lens=integers(9), num_chunks=integers(9)
-            )
-            batch = ops.AttentionBatch(
-                block_table=integers(20, 512),
-                row_slots=integers(9),
-                query_start=integers(10),
-                context_lens=integers(9),
-                kv_slots=torch.empty(17, dtype=torch.int64, device="meta"),
-                max_query_len=4,
-                max_context_len=8192,
-                shared=shared if shares else None,
-            )
-            q = torch.empty(17, heads[0], head_dim, dtype=dtype, device="meta")
-            cache = torch.empty(64, heads[1], block_size, head_dim, dtype=dtype, device="meta")
-            paged_decode_attention(q, cache, cache, batch, 0.1, window, q)
+        batch = ops.AttentionBatch(
+            block_table=integers(20, 512),
+            row_slots=integers(9),
+            query_start=integers(10),
+            context_lens=integers(9),
+            kv_slots=torch.empty(17, dtype=torch.int64, device="meta"),
+            max_query_len=4,
+            max_context_len=8192,
+            shared=shared if window is None else None,
+        )
+        q = torch.empty(17, heads[0], head_dim, dtype=torch.bfloat16, device="meta")
+        cache = torch.empty(64, heads[1], block_size, head_dim, dtype=torch.bfloat16, device="meta")
+        paged_decode_attention(q, cache, cache, batch, 0.1, window, q)
 
 
 def test_compiles_for_every_architecture() -> None:
@@ -188,11 +184,11 @@ REAL_LENGTHS = [(1, 1000), (1, 5000), (1, 17), (4, 1023), (1, 0), (2, 300), (1, 
 def test_real_shapes(heads: tuple[int, int], head_dim: int, block_size: int, dtype: torch.dtype, window: int | None) -> None:
     shape = {"heads": heads, "head_dim": head_dim, "block_size": block_size}
     paged = make_paged_batch(REAL_LENGTHS, **shape, dtype=dtype, window=window, device="cuda")  # type: ignore[arg-type]
-    check(paged, tuning=DECODE_TUNING)
-    together = attend(paged, tuning=DECODE_TUNING)
+    check(paged)
+    together = attend(paged)
     for rows in ([1], [6, 3, 0]):
         expected = torch.cat([together[(paged.rows_of_tokens() == row).cuda()] for row in rows])
-        assert torch.equal(attend(paged.with_rows(rows), tuning=DECODE_TUNING), expected)
+        assert torch.equal(attend(paged.with_rows(rows)), expected)
 
 
 @pytest.mark.gpu
@@ -202,13 +198,9 @@ def test_real_shared_prefixes(head_dim: int) -> None:
     ungrouped = make_paged_batch(
         lengths, heads=(32, 8), head_dim=head_dim, dtype=torch.bfloat16, device="cuda", prefixes=[(list(range(1, 70)), 2048)]
     )
-    grouped = share(ungrouped)
-    out = torch.full_like(grouped.q, UNTOUCHED)
-    paged_decode_attention(
-        grouped.q, grouped.k_cache, grouped.v_cache, grouped.batch, grouped.scale, None, out, DECODE_TUNING, SHARED_TUNING
-    )
+    out = attend(share(ungrouped))
     assert_close(out, ungrouped.expected(), factor=2.0)
-    assert_close(out, attend(ungrouped, tuning=DECODE_TUNING).double(), factor=2.0)
+    assert_close(out, attend(ungrouped).double(), factor=2.0)
 
 
 @pytest.mark.gpu
