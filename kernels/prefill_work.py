@@ -19,6 +19,8 @@ class KeyTiles:
     num_keys: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+    """Per thread, where a limit lets more programs run side by side than the compiler would."""
 
 
 def max_prefill_tiles(num_tokens: int, num_rows: int, queries_per_tile: int) -> int:
