@@ -8,8 +8,9 @@ import torch
 
 from .attention_batch import MAX_DECODE_QUERY_LEN
 
-LARGE_SHARED_BYTES = 160_000
-"""Shared memory of an A100 or of a Hopper GPU; others have about 100 KB."""
+LARGE_SHARED_BYTES = 200_000
+"""What programs on Hopper and on data-centre Blackwell GPUs can have, whose matrix products read operands from there."""
+MAX_REGISTERS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,11 @@ def choose_key_tiles(tile_rows: int, head_dim: int, dtype: torch.dtype, device: 
     """What fits into registers and shared memory, and next to it a second program if possible."""
     if dtype == torch.float32:
         return KeyTiles(16, 8, 1)
-    _, shared_bytes = _limits(device)
     num_warps = 8 if tile_rows > 64 or head_dim > 128 else 4
-    return KeyTiles(64 if shared_bytes >= LARGE_SHARED_BYTES else 32, num_warps, 2)
+    _, shared_bytes = _limits(device)
+    if shared_bytes < LARGE_SHARED_BYTES:
+        return KeyTiles(32, num_warps, 2, MAX_REGISTERS)  # unasked, the compiler spills a few for the sake of occupancy
+    return KeyTiles(64, num_warps, 2)
 
 
 def has_tensor_copies(device: torch.device) -> bool:
