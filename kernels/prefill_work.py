@@ -24,13 +24,13 @@ class KeyTiles:
     """Per thread, where a limit lets more programs run side by side than the compiler would."""
 
 
-def max_prefill_tiles(num_tokens: int, num_rows: int, queries_per_tile: int) -> int:
-    """Most tiles that `num_tokens` tokens in `num_rows` rows can need, decodes not counted.
+def max_prefill_tiles(num_tokens: int, num_chunks: int, queries_per_tile: int) -> int:
+    """Most tiles that `num_tokens` tokens can need in up to `num_chunks` rows, decodes not counted.
 
     The sum of ceil(n / Q) over the lengths n of R rows is at most (sum of n + R * (Q - 1)) / Q.
     """
-    num_long_rows = min(num_rows, num_tokens // (MAX_DECODE_QUERY_LEN + 1))
-    return (num_tokens + num_long_rows * (queries_per_tile - 1)) // queries_per_tile
+    num_chunks = min(num_chunks, num_tokens // (MAX_DECODE_QUERY_LEN + 1))
+    return (num_tokens + num_chunks * (queries_per_tile - 1)) // queries_per_tile
 
 
 def choose_tile_rows(num_tokens: int, num_heads: int, head_dim: int, device: torch.device) -> int:

@@ -144,6 +144,8 @@ def test_no_batch_has_more_tiles_than_the_bound(lengths: list[int]) -> None:
     for queries in (1, 4, 32):
         num_tiles = sum(-(-n // queries) for n in lengths if n > MAX_DECODE_QUERY_LEN)
         assert num_tiles <= max_prefill_tiles(sum(lengths), len(lengths), queries)
+        num_chunks = sum(n > MAX_DECODE_QUERY_LEN for n in lengths)
+        assert num_tiles <= max_prefill_tiles(sum(lengths), num_chunks, queries)
 
 
 @pytest.mark.gpu
@@ -173,7 +175,7 @@ def test_the_door_joins_decodes_and_chunks_in_a_graph_that_serves_other_batches_
     k_cache, v_cache = ops.make_kv_cache(num_blocks, 16, 8, 128, torch.bfloat16, torch.device("cuda"))
     batch = replace(cases[0].batch, block_table=tables[0].clone(), max_query_len=128, max_context_len=1024, host_lengths=None)
     q = torch.empty_like(cases[0].q)
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         ops.paged_attention(q, k_cache, v_cache, ops.plan_attention(batch, 32, 8, 128, None), 0.1, None)
     graph = torch.cuda.CUDAGraph()
