@@ -46,8 +46,6 @@ class DecodeWork:
     """int32 [max_partials, Hkv]: how many splits of a query tile are done; zero between layers."""
     partial_starts: Tensor
     """int32 [R], where chunks are shared: where the row's partial results begin; negative: it has none."""
-    max_parts: int
-    """No query token has more partial results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from .attention_batch import MAX_DECODE_QUERY_LEN, MAX_SHARED_CHUNKS, AttentionBatch, DecodeWork
+from .triton_attend_keys import padded_dims
 
 ITEM_FIELDS = tl.constexpr(8)
 """Of an item: slot; first and end of its keys; first query token, number of them, position of the first one; first partial
@@ -28,12 +29,12 @@ _ROWS_PER_PROGRAM = 16
 
 def split_keys(head_dim: int) -> int:
     """Keys of the smallest split."""
-    return SPLIT_BYTES // (4 * triton.next_power_of_2(head_dim))  # type: ignore[no-any-return]
+    return SPLIT_BYTES // (4 * padded_dims(head_dim))
 
 
 def query_rows(group: int) -> int:
     """Rows of a tile of queries: pairs of query token and one of the `group` heads that share a KV head."""
-    return max(MIN_QUERY_ROWS, triton.next_power_of_2(group))
+    return max(MIN_QUERY_ROWS, 1 << (group - 1).bit_length())
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -129,9 +130,7 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
         query_start, context_lens, shared_lens, num_chunks, i_rows, num_rows, HAS_SHARED
     )
     b_slots = tl.load(row_slots + i_rows, mask=exists, other=0)
-    b_first_keys, b_split_keys, b_splits = _cut(
-        b_contexts, b_lens, b_shared, WINDOW, SPLIT_KEYS, MAX_SPLITS, MAX_QUERY_LEN
-    )
+    b_first_keys, b_split_keys, b_splits = _cut(b_contexts, b_lens, b_shared, WINDOW, SPLIT_KEYS, MAX_SPLITS, MAX_QUERY_LEN)
     b_items, b_partials = _count(b_lens, b_splits, b_chunks, TILE_TOKENS)
     b_first_items = items_before + tl.cumsum(b_items) - b_items
     b_first_partials = partials_before + tl.cumsum(b_partials) - b_partials
@@ -167,6 +166,7 @@ def plan_attention(
 ) -> AttentionBatch:
     """See ops.plan_attention."""
     assert window is None or batch.shared is None
+    assert all(tensor.is_contiguous() for tensor in (batch.row_slots, batch.query_start, batch.context_lens))
     device, num_rows = batch.context_lens.device, batch.context_lens.shape[0]
     group = num_heads // num_kv_heads
     tile_tokens = query_rows(group) // group
@@ -186,7 +186,6 @@ def plan_attention(
         num_items=integers(1),
         arrivals=integers(max_partials, num_kv_heads),
         partial_starts=integers(num_rows if batch.shared is not None else 1),
-        max_parts=max_parts,
     )
     shared_lens, num_chunks = batch.context_lens, batch.context_lens
     if batch.shared is not None:

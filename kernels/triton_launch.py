@@ -1,8 +1,9 @@
-"""Programmatic dependent launch (PDL): a kernel's start and its loads of constants run under the end of the kernel before it.
+"""Programmatic dependent launch (PDL): a kernel's start, and its reads of what is settled, run under the end of the one before.
 
-The rules that make it safe, for every kernel launched with `launch_pdl=True`: each program calls `gdc_wait` before it reads or
-writes anything that the kernel before may write or read, and calls `gdc_launch_dependents` only after its own `gdc_wait`. So
-when a kernel starts, all but the kernel directly before it have ended, and only that one's inputs and outputs must wait.
+The rules for every kernel launched with `launch_pdl=True`: each program, on every path, calls `gdc_wait` before its first store
+and before it reads anything that a kernel launched the same way has written; so a wait covers all kernels before, not only the
+last. Before the wait it may read weights, and the step's own tensors (positions, slots): those are complete before the
+embedding, which is launched ordinarily. `gdc_launch_dependents` orders no memory and may stand at a kernel's very start.
 """
 
 from __future__ import annotations
