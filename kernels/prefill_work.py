@@ -34,21 +34,22 @@ def max_prefill_tiles(num_tokens: int, num_chunks: int, queries_per_tile: int) -
 
 
 def choose_tile_rows(num_tokens: int, num_heads: int, head_dim: int, device: torch.device) -> int:
-    """128 rows where that makes a tile for every multiprocessor, 64 where it does not or registers are short."""
+    """64 rows, or 128 where several programs of that size fit side by side and there are enough of them for all processors."""
     num_processors, shared_bytes = _limits(device)
-    is_large = num_tokens * num_heads >= 128 * num_processors
-    return 128 if is_large and head_dim <= 128 and shared_bytes >= LARGE_SHARED_BYTES else 64
+    is_large_step = num_tokens * num_heads >= 128 * num_processors
+    return 128 if is_large_step and head_dim <= 64 and shared_bytes >= LARGE_SHARED_BYTES else 64
 
 
 def choose_key_tiles(tile_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> KeyTiles:
-    """What fits into registers and shared memory, and next to it a second program if possible."""
+    """As many keys as leave room for a second program, whose products run during the softmax of the first."""
     if dtype == torch.float32:
         return KeyTiles(16, 8, 1)
     num_warps = 8 if tile_rows > 64 or head_dim > 128 else 4
     _, shared_bytes = _limits(device)
-    if shared_bytes < LARGE_SHARED_BYTES:
-        return KeyTiles(32, num_warps, 2, MAX_REGISTERS)  # unasked, the compiler spills a few for the sake of occupancy
-    return KeyTiles(64, num_warps, 2)
+    num_keys = 64 if shared_bytes >= LARGE_SHARED_BYTES else 32
+    # Elsewhere than on Hopper the compiler, if not told otherwise, spills a few registers to fit one more program.
+    is_hopper = device.type != "cpu" and torch.cuda.get_device_capability(device)[0] == 9
+    return KeyTiles(num_keys, num_warps, 2, None if is_hopper else MAX_REGISTERS)
 
 
 def has_tensor_copies(device: torch.device) -> bool:
