@@ -8,8 +8,9 @@ import torch
 
 from .attention_batch import MAX_DECODE_QUERY_LEN
 
-LARGE_SHARED_BYTES = 160_000
-"""Shared memory of an A100 or of a Hopper GPU; others have about 100 KB."""
+LARGE_SHARED_BYTES = 200_000
+"""What programs on Hopper and on data-centre Blackwell GPUs can have, whose matrix products read operands from there."""
+MAX_REGISTERS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,31 +20,36 @@ class KeyTiles:
     num_keys: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+    """Per thread, where a limit lets more programs run side by side than the compiler would."""
 
 
-def max_prefill_tiles(num_tokens: int, num_rows: int, queries_per_tile: int) -> int:
-    """Most tiles that `num_tokens` tokens in `num_rows` rows can need, decodes not counted.
+def max_prefill_tiles(num_tokens: int, num_chunks: int, queries_per_tile: int) -> int:
+    """Most tiles that `num_tokens` tokens can need in up to `num_chunks` rows, decodes not counted.
 
     The sum of ceil(n / Q) over the lengths n of R rows is at most (sum of n + R * (Q - 1)) / Q.
     """
-    num_long_rows = min(num_rows, num_tokens // (MAX_DECODE_QUERY_LEN + 1))
-    return (num_tokens + num_long_rows * (queries_per_tile - 1)) // queries_per_tile
+    num_chunks = min(num_chunks, num_tokens // (MAX_DECODE_QUERY_LEN + 1))
+    return (num_tokens + num_chunks * (queries_per_tile - 1)) // queries_per_tile
 
 
 def choose_tile_rows(num_tokens: int, num_heads: int, head_dim: int, device: torch.device) -> int:
-    """128 rows where that makes a tile for every multiprocessor, 64 where it does not or registers are short."""
+    """64 rows, or 128 where several programs of that size fit side by side and there are enough of them for all processors."""
     num_processors, shared_bytes = _limits(device)
-    is_large = num_tokens * num_heads >= 128 * num_processors
-    return 128 if is_large and head_dim <= 128 and shared_bytes >= LARGE_SHARED_BYTES else 64
+    is_large_step = num_tokens * num_heads >= 128 * num_processors
+    return 128 if is_large_step and head_dim <= 64 and shared_bytes >= LARGE_SHARED_BYTES else 64
 
 
 def choose_key_tiles(tile_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> KeyTiles:
-    """What fits into registers and shared memory, and next to it a second program if possible."""
+    """As many keys as leave room for a second program, whose products run during the softmax of the first."""
     if dtype == torch.float32:
         return KeyTiles(16, 8, 1)
-    _, shared_bytes = _limits(device)
     num_warps = 8 if tile_rows > 64 or head_dim > 128 else 4
-    return KeyTiles(64 if shared_bytes >= LARGE_SHARED_BYTES else 32, num_warps, 2)
+    _, shared_bytes = _limits(device)
+    num_keys = 64 if shared_bytes >= LARGE_SHARED_BYTES else 32
+    # Elsewhere than on Hopper the compiler, if not told otherwise, spills a few registers to fit one more program.
+    is_hopper = device.type != "cpu" and torch.cuda.get_device_capability(device)[0] == 9
+    return KeyTiles(num_keys, num_warps, 2, None if is_hopper else MAX_REGISTERS)
 
 
 def has_tensor_copies(device: torch.device) -> bool:

@@ -279,4 +279,5 @@ def _launch(
         PRECISION="ieee",
         num_warps=key_tiles.num_warps,
         num_stages=key_tiles.num_stages,
+        maxnreg=key_tiles.max_registers,
     )
