@@ -136,10 +136,10 @@ def search_kernel(  # type: ignore[no-untyped-def]
         low, high = _key_range(least, end, highest, SHIFT)
         while high - low > 1:
             middle = low + (high - low) // 2
-            count, own_mass = _above(source, size, least, end, middle, highest, temperature, BLOCK, SHIFT)
+            count, own_mass = _above(source, size, least, end, middle.to(tl.int32), highest, temperature, BLOCK, SHIFT)
             is_enough = count_above + count >= k
             low, high = tl.where(is_enough, middle, low), tl.where(is_enough, high, middle)
-        count, own_mass = _above(source, size, least, end, low, highest, temperature, BLOCK, SHIFT)
+        count, own_mass = _above(source, size, least, end, low.to(tl.int32), highest, temperature, BLOCK, SHIFT)
         mass = tl.minimum(mass, tl.load(masses_above + i_row * 3) + own_mass)
         threshold = tl.maximum(threshold, value_of(low.to(tl.int32), SHIFT))
     if p < 1.0:
@@ -149,7 +149,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
         low, high = _key_range(least, end, highest, SHIFT)
         while high - low > 1:
             middle = low + (high - low) // 2
-            count, own_mass = _above(source, size, least, end, middle, highest, temperature, BLOCK, SHIFT)
+            count, own_mass = _above(source, size, least, end, middle.to(tl.int32), highest, temperature, BLOCK, SHIFT)
             is_enough = mass_above + own_mass >= p * mass
             low, high = tl.where(is_enough, middle, low), tl.where(is_enough, high, middle)
         threshold = tl.maximum(threshold, value_of(low.to(tl.int32), SHIFT))
@@ -172,7 +172,7 @@ def _key_range(least, end, highest, SHIFT: tl.constexpr):  # type: ignore[no-unt
 def _above(  # type: ignore[no-untyped-def]
     source, size, least, end, key, highest, temperature, BLOCK: tl.constexpr, SHIFT: tl.constexpr
 ):
-    """Number and summed weights of the logits with least <= logit < end whose key is at least `key`."""
+    """Number and summed weights of the logits with least <= logit < end whose key is at least `key`, an int32."""
     b_count = tl.zeros((BLOCK,), tl.int32)
     b_mass = tl.zeros((BLOCK,), tl.float32)
     start = 0
