@@ -43,7 +43,7 @@ def find_intervals_kernel(  # type: ignore[no-untyped-def]
     starts = list_starts + i_row * (NUM_TILES + 1)
     temperature, k, p, least_share = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
     has_filters = (k > 0) | (p < 1.0) | (least_share > 0.0)
-    highest, _ = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)  # Nothing has written the range of a row without filters.
+    highest, _ = range_of_row(i_row, ranges, has_filters, NUM_TILES, TILE_BLOCK)
     has_filters &= is_finite(highest)
     lowest_kept = tl.where(has_filters, least_logit(highest, temperature, least_share), -float("inf"))
     tl.store(thresholds + i_row, lowest_kept)
@@ -122,7 +122,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
     if num_listed == 0:
         return
     temperature, k, p, _ = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
-    highest, _ = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)
+    highest, _ = range_of_row(i_row, ranges, True, NUM_TILES, TILE_BLOCK)
     source, size = logits + i_row * row_stride, VOCAB_SIZE
     if num_listed <= LIST:
         source, size = listed + i_row * LIST, num_listed

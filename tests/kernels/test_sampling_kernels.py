@@ -99,11 +99,12 @@ def test_draws_follow_the_distribution(temperature: float) -> None:
 def check_thresholds(logits: Tensor, thresholds: Tensor, settings: tuple[int, float, float], temperature: float) -> None:
     """By the filters' definitions in float64, of one row; top_p's share is known to float32's rounding."""
     top_k, top_p, min_p = settings
-    tempered = logits.double() / temperature
-    kept = logits >= thresholds
     base = reference_sampling.logit_thresholds_by_slot(
         logits[None], *(torch.tensor([x], device=logits.device) for x in (0, temperature, top_k, 1.0, min_p))
     )
+    logits = logits.double()
+    tempered = logits / temperature
+    kept = logits >= thresholds
     if top_p == 1.0:
         assert torch.equal(kept, logits >= base)
         return
