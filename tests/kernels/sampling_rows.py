@@ -9,7 +9,7 @@ from tests.kernels.comparing import TRITON_DEVICE
 
 
 def odd_rows(vocab_size: int, dtype: torch.dtype) -> Tensor:
-    """[8, vocab_size], in a wider tensor of NaN: random, peaked, flat, tied, few finite, with NaN, with +inf, nothing finite."""
+    """[8, vocab_size] in a wider tensor of NaN: random, peaked, flat, tied, few finite, with NaN, with +inf, none finite."""
     rows = torch.randn(8, vocab_size) * 3
     rows[1, vocab_size // 2 : vocab_size // 2 + 3] += 15
     rows[2] = -1.5

@@ -66,7 +66,7 @@ def test_tokens_equal_the_twins(vocab_size: int, dtype: torch.dtype, is_filtered
 def test_greedy_and_random_rows_share_a_batch() -> None:
     logits, slots = torch.randn(6, 5000).to(TRITON_DEVICE), random_slots(6)
     temperatures = torch.tensor([0.0, 1.0, 0.0, 0.5, 2.0, 0.0])
-    parameters = [in_slots(slots, x) for x in (temperatures, torch.arange(6), torch.arange(6).int())]
+    parameters = (in_slots(slots, temperatures), in_slots(slots, torch.arange(6)), in_slots(slots, torch.arange(6).int()))
     tokens, _ = triton_sampling.sample_tokens(logits, slots, *parameters, None)
     assert torch.equal(tokens, reference_sampling.sample_tokens(logits, slots, *parameters, None)[0])
     assert torch.equal(tokens[[0, 2, 5]], logits[[0, 2, 5]].argmax(dim=1))
@@ -115,9 +115,16 @@ def check_thresholds(logits: Tensor, thresholds: Tensor, settings: tuple[int, fl
     assert share_above < top_p + 2e-6
 
 
-@pytest.mark.parametrize("list_size", [256, 8192])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+@pytest.mark.parametrize(
+    ("vocab_size", "list_size"),
+    [
+        (1, 8192),
+        (1000, 256),
+        (2049, 8192),
+        *(pytest.param(*sizes, marks=pytest.mark.gpu) for sizes in ((4097, 256), (128_256, 8192), (151_936, 8192))),
+    ],
+)
 def test_filters_keep_what_the_definitions_keep(
     vocab_size: int, dtype: torch.dtype, list_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,9 +132,9 @@ def test_filters_keep_what_the_definitions_keep(
     if TRITON_DEVICE == "cpu":
         monkeypatch.setattr(triton_thresholds, "TILE_SIZE", 1024)
     temperature = 1.7
-    for i_row, rows in enumerate(odd_rows(vocab_size, dtype)[:5].split(1)):
+    for i_row, row_logits in enumerate(odd_rows(vocab_size, dtype)[:5]):
         filters = FILTERS if i_row == 0 else FILTERS[i_row::3]
-        logits, slots = rows.expand(len(filters), -1), random_slots(len(filters))
+        logits, slots = row_logits.expand(len(filters), -1), random_slots(len(filters))
         top_k, top_p, min_p = (in_slots(slots, torch.tensor(column)) for column in zip(*filters, strict=True))
         temperatures = in_slots(slots, torch.full((len(filters),), temperature))
         thresholds = triton_thresholds.logit_thresholds_by_slot(logits, slots, temperatures, top_k.int(), top_p, min_p)
