@@ -129,7 +129,8 @@ def logit_thresholds_by_slot(
     has_filters &= (temperatures > 0) & torch.isfinite(logits.amax(dim=1))
     thresholds = torch.full_like(temperatures, -torch.inf)
     filtered = has_filters.nonzero().flatten()
-    for part in filtered.split(max(1, MAX_ROUND_ELEMENTS // vocab_size)):
+    for round_ in _rounds(len(filtered), vocab_size):
+        part = filtered[round_]
         own_logits = logits[part].float()
         tempered = own_logits / temperatures[part].unsqueeze(1)
         lowest = _thresholds(tempered, top_k[part], top_p[part], min_p[part])
@@ -145,7 +146,8 @@ def sample_tokens(
     temperatures, seeds, positions = temperatures[own], seeds[own], positions[own]
     token_ids = logits.argmax(dim=1)
     random = (temperatures > 0).nonzero().flatten()
-    for part in random.split(max(1, MAX_ROUND_ELEMENTS // logits.shape[1])):
+    for round_ in _rounds(len(random), logits.shape[1]):
+        part = random[round_]
         own_logits = logits[part].float()
         noisy = gumbel_noise(seeds[part], positions[part], logits.shape[1])
         noisy += own_logits / temperatures[part].unsqueeze(1)

@@ -19,12 +19,16 @@ def filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SI
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def range_of_row(i_row, ranges, NUM_TILES: tl.constexpr, TILE_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(highest logit, lowest finite logit); the highest is infinite where the row is void: no finite logit, NaN or +inf."""
+def range_of_row(i_row, ranges, is_written, NUM_TILES: tl.constexpr, TILE_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(highest logit, lowest finite logit); the highest is infinite where the row is void: no finite logit, NaN or +inf.
+
+    Infinite too where `is_written` says that nothing has written the row's part of `ranges`.
+    """
     i_tile = tl.arange(0, TILE_BLOCK)
+    inside = (i_tile < NUM_TILES) & is_written
     places = ranges + (i_row * NUM_TILES + i_tile) * 2
-    b_highest = tl.load(places, mask=i_tile < NUM_TILES, other=-float("inf"))
-    b_lowest = tl.load(places + 1, mask=i_tile < NUM_TILES, other=float("inf"))
+    b_highest = tl.load(places, mask=inside, other=-float("inf"))
+    b_lowest = tl.load(places + 1, mask=inside, other=float("inf"))
     return tl.max(b_highest, 0), tl.min(b_lowest, 0)
 
 

@@ -91,15 +91,16 @@ def _best_of_tile_kernel(  # type: ignore[no-untyped-def]
     # NaN would lose every comparison; as infinity it wins, and the row is known to be void.
     b_scores = tl.where(b_logits != b_logits, float("inf"), b_logits)
     i_slot = tl.load(row_slots + i_row).to(tl.int64)
+    # All of them before any is needed: one after the other, their latencies would be most of a lone row's time.
     temperature = tl.load(temperatures + i_slot)
+    seed = tl.load(seeds + i_slot)
+    position = tl.load(positions + i_slot)
+    threshold = -float("inf")
+    if thresholds is not None:
+        threshold = tl.load(thresholds + i_row)
     if temperature > 0:
-        threshold = -float("inf")
-        if thresholds is not None:
-            threshold = tl.load(thresholds + i_row)
         # Few tiles hold a token that the filters keep; the others need no noise.
         if tl.max(tl.max(b_scores, 1), 0) >= threshold:
-            seed = tl.load(seeds + i_slot)
-            position = tl.load(positions + i_slot)
             b_noisy = b_scores * (1.0 / temperature) + gumbel_noise_of_quads(seed, position, i_quad, HAS_PTX)
             b_scores = tl.where(b_scores >= threshold, b_noisy, -float("inf"))
         else:

@@ -43,7 +43,7 @@ def find_intervals_kernel(  # type: ignore[no-untyped-def]
     starts = list_starts + i_row * (NUM_TILES + 1)
     temperature, k, p, least_share = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
     has_filters = (k > 0) | (p < 1.0) | (least_share > 0.0)
-    highest, _ = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)  # Nothing has written the range of a row without filters.
+    highest, _ = range_of_row(i_row, ranges, has_filters, NUM_TILES, TILE_BLOCK)
     has_filters &= is_finite(highest)
     lowest_kept = tl.where(has_filters, least_logit(highest, temperature, least_share), -float("inf"))
     tl.store(thresholds + i_row, lowest_kept)
@@ -122,7 +122,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
     if num_listed == 0:
         return
     temperature, k, p, _ = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
-    highest, _ = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)
+    highest, _ = range_of_row(i_row, ranges, True, NUM_TILES, TILE_BLOCK)
     source, size = logits + i_row * row_stride, VOCAB_SIZE
     if num_listed <= LIST:
         source, size = listed + i_row * LIST, num_listed
@@ -136,10 +136,10 @@ def search_kernel(  # type: ignore[no-untyped-def]
         low, high = _key_range(least, end, highest, SHIFT)
         while high - low > 1:
             middle = low + (high - low) // 2
-            count, own_mass = _above(source, size, least, end, middle, highest, temperature, BLOCK, SHIFT)
+            count, own_mass = _above(source, size, least, end, middle.to(tl.int32), highest, temperature, BLOCK, SHIFT)
             is_enough = count_above + count >= k
             low, high = tl.where(is_enough, middle, low), tl.where(is_enough, high, middle)
-        count, own_mass = _above(source, size, least, end, low, highest, temperature, BLOCK, SHIFT)
+        count, own_mass = _above(source, size, least, end, low.to(tl.int32), highest, temperature, BLOCK, SHIFT)
         mass = tl.minimum(mass, tl.load(masses_above + i_row * 3) + own_mass)
         threshold = tl.maximum(threshold, value_of(low.to(tl.int32), SHIFT))
     if p < 1.0:
@@ -149,7 +149,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
         low, high = _key_range(least, end, highest, SHIFT)
         while high - low > 1:
             middle = low + (high - low) // 2
-            count, own_mass = _above(source, size, least, end, middle, highest, temperature, BLOCK, SHIFT)
+            count, own_mass = _above(source, size, least, end, middle.to(tl.int32), highest, temperature, BLOCK, SHIFT)
             is_enough = mass_above + own_mass >= p * mass
             low, high = tl.where(is_enough, middle, low), tl.where(is_enough, high, middle)
         threshold = tl.maximum(threshold, value_of(low.to(tl.int32), SHIFT))
@@ -172,7 +172,7 @@ def _key_range(least, end, highest, SHIFT: tl.constexpr):  # type: ignore[no-unt
 def _above(  # type: ignore[no-untyped-def]
     source, size, least, end, key, highest, temperature, BLOCK: tl.constexpr, SHIFT: tl.constexpr
 ):
-    """Number and summed weights of the logits with least <= logit < end whose key is at least `key`."""
+    """Number and summed weights of the logits with least <= logit < end whose key is at least `key`, an int32."""
     b_count = tl.zeros((BLOCK,), tl.int32)
     b_mass = tl.zeros((BLOCK,), tl.float32)
     start = 0

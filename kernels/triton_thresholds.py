@@ -134,7 +134,7 @@ def _count_kernel(  # type: ignore[no-untyped-def]
     temperature, k, p, least_share = filters_of_row(i_row, row_slots, temperatures, top_k, top_p, min_p, VOCAB_SIZE)
     if (k == 0) & (p >= 1.0):
         return
-    highest, lowest = range_of_row(i_row, ranges, NUM_TILES, TILE_BLOCK)
+    highest, lowest = range_of_row(i_row, ranges, True, NUM_TILES, TILE_BLOCK)
     if not is_finite(highest):
         return
     i_token = i_tile * TILE + tl.arange(0, TILE)

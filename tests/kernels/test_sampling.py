@@ -108,6 +108,27 @@ def test_a_draw_does_not_depend_on_its_batch(device: str) -> None:
         assert int(alone) == int(together[row])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_take_their_parameters_from_their_slots(dtype: torch.dtype, device: str) -> None:
+    logits, row_slots = (torch.randn(3, 1500) * 3).to(device, dtype), torch.tensor([4, 0, 1], dtype=torch.int32, device=device)
+    own = row_slots.long()
+    temperatures, top_p = torch.tensor([0.7, 0.0, 9.0, 9.0, 2.0], device=device), torch.rand(5).to(device)
+    top_k, min_p = torch.full((5,), 40, dtype=torch.int32, device=device), torch.full((5,), 1e-4, device=device)
+    seeds, positions = torch.arange(5, device=device), torch.arange(5, dtype=torch.int32, device=device) * 7
+    thresholds = ops.logit_thresholds_by_slot(logits, row_slots, temperatures, top_k, top_p, min_p)
+    tokens, is_valid = ops.sample_tokens(logits, row_slots, temperatures, seeds, positions, thresholds)
+    assert is_valid.tolist() == [True] * 3
+
+    logits, random = ops.editable_logits(logits), own[:2]
+    tempered = ops.logit_thresholds(logits[:2], temperatures[random], top_k[random], top_p[random], min_p[random])
+    kept = logits[:2] / temperatures[random, None] >= tempered[:, None]
+    assert torch.equal(logits[:2] >= thresholds[:2, None], kept)
+    assert thresholds[2] == -torch.inf
+    expected = ops.sample_gumbel(logits[:2], temperatures[random], tempered, seeds[random], positions[random])
+    assert tokens.tolist() == [*expected.tolist(), int(logits[2].argmax())]
+
+
 @pytest.mark.parametrize("rows_per_round", [1, 2, 5])
 def test_rounds_of_rows_change_nothing(rows_per_round: int, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, noughts = torch.randn(5, 1500) * 2, torch.zeros(5)
