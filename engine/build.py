@@ -173,6 +173,7 @@ def _build_runner(
 ) -> Runner:
     import torch
 
+    from ..kernels.products import FAST, INVARIANT
     from .model_runner import ModelRunner
     from .models import build_model
     from .weights import fill_with_dummy_weights, load_weights
@@ -185,7 +186,13 @@ def _build_runner(
         num_cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
     with torch.inference_mode():
-        model = build_model(model_config, device=device, dtype=dtype, max_model_len=max_model_len)
+        model = build_model(
+            model_config,
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            products=INVARIANT if config.deterministic else FAST,
+        )
         if config.load_format == "dummy":
             _say("Making random weights")
             fill_with_dummy_weights(model, config.seed)

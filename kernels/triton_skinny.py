@@ -14,7 +14,7 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from .triton_launch import has_pdl
-from .triton_prefetch import prefetchable, start_early
+from .triton_prefetch import prefetch_rows, prefetchable
 
 MAX_ROWS = 64
 SUM_BLOCK = 256
@@ -52,12 +52,16 @@ def _skinny_kernel(  # type: ignore[no-untyped-def]
     GATED: tl.constexpr,
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
-    NUM_THREADS: tl.constexpr,
 ):
     """out [num_rows, num_outputs] in x's dtype, or float32 [parts, num_rows, num_outputs]: the sums over PART columns each."""
     first, k_first = tl.program_id(0) * BLOCK_N, tl.program_id(1) * PART
     if PDL:
-        start_early(weight + k_first, first, num_outputs, K, BLOCK_N, PREFETCH, NUM_THREADS)
+        # The next kernel may start at once: it too waits before it touches anything but constants.
+        tl.extra.cuda.gdc_launch_dependents()
+        prefetch_rows(weight + k_first, first, num_outputs, K, BLOCK_N, PREFETCH)
+        if GATED:
+            prefetch_rows(weight + k_first + num_outputs * K, first, num_outputs, K, BLOCK_N, PREFETCH)
+        tl.extra.cuda.gdc_wait()
     i_n = first + tl.arange(0, BLOCK_N)
     i_m = tl.arange(0, BLOCK_M)
     in_n, in_m = i_n < num_outputs, i_m < num_rows
@@ -151,9 +155,8 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, config: SkinnyConfig,
         STAGES=config.stages,
         HAS_BIAS=bias is not None and num_parts == 1,
         GATED=gated and num_parts == 1,
-        PREFETCH=prefetchable(config.prefetch * config.block_k, num_inputs - (num_parts - 1) * part, num_inputs),
+        PREFETCH=prefetchable(config.prefetch * config.block_k, num_inputs - (num_parts - 1) * part),
         PDL=pdl,
-        NUM_THREADS=32 * config.warps,
         num_warps=config.warps,
         num_stages=config.stages,
         launch_pdl=pdl,
