@@ -15,7 +15,7 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from .triton_launch import has_pdl
-from .triton_prefetch import prefetch_rows, prefetchable
+from .triton_prefetch import prefetchable, start_early
 
 MAX_ROWS = 4
 LANE_ELEMENTS = tl.constexpr(8)
@@ -70,12 +70,7 @@ def _gemv_kernel(  # type: ignore[no-untyped-def]
     pid = tl.program_id(0)
     first = pid * BLOCK_N
     if PDL:
-        # The next kernel may start at once: it too waits before it touches anything but constants.
-        tl.extra.cuda.gdc_launch_dependents()
-        prefetch_rows(weight, first, num_outputs, K, BLOCK_N, PREFETCH)
-        if GATED:
-            prefetch_rows(weight + num_outputs * K, first, num_outputs, K, BLOCK_N, PREFETCH)
-        tl.extra.cuda.gdc_wait()
+        start_early(weight, first, num_outputs, K, BLOCK_N, PREFETCH, GATED)
     i_m = tl.arange(0, M)[:, None, None]
     i_n = first + tl.arange(0, BLOCK_N)[None, :, None]
     in_m = i_m < num_rows

@@ -13,24 +13,38 @@ SECTOR_BYTES = tl.constexpr(32)
 
 
 def prefetchable(wanted: int, available: int) -> int:
-    """How many elements of a row prefetch_rows may be told to fetch: a power of two, or none."""
+    """How many elements of a row start_early may be told to fetch: a power of two, or none."""
     return 1 << min(wanted, available).bit_length() >> 1
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def prefetch_rows(  # type: ignore[no-untyped-def]
-    weight, first_row, num_rows, row_stride, ROWS: tl.constexpr, ELEMENTS: tl.constexpr
+def start_early(  # type: ignore[no-untyped-def]
+    weight, first_row, num_rows, row_stride, ROWS: tl.constexpr, ELEMENTS: tl.constexpr, GATED: tl.constexpr
 ):
-    """Asks for the first ELEMENTS of ROWS rows of the weights; rows past num_rows are replaced by the last."""
+    """Lets the next kernel start, asks for the first ELEMENTS of ROWS rows of the weights, then waits for the kernels before.
+
+    With GATED for those of the rows num_rows further on as well. Rows past num_rows are replaced by the last. The next kernel
+    may start at once: it too waits before it touches anything but constants.
+    """
+    tl.extra.cuda.gdc_launch_dependents()
     SECTOR: tl.constexpr = SECTOR_BYTES * 8 // weight.dtype.element_ty.primitive_bitwidth
     if ELEMENTS >= SECTOR:
         i_row = tl.minimum(first_row + tl.arange(0, ROWS), num_rows - 1).to(tl.int64)[:, None]
         i_sector = tl.arange(0, ELEMENTS // SECTOR)[None, :]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [(weight + i_row * row_stride + i_sector * SECTOR).to(tl.uint64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+        b_sectors = weight + i_row * row_stride + i_sector * SECTOR
+        _prefetch(b_sectors)
+        if GATED:
+            _prefetch(b_sectors + num_rows.to(tl.int64) * row_stride)
+    tl.extra.cuda.gdc_wait()
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _prefetch(b_pointers):  # type: ignore[no-untyped-def]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [b_pointers.to(tl.uint64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -14,7 +14,7 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from .triton_launch import has_pdl
-from .triton_prefetch import prefetch_rows, prefetchable
+from .triton_prefetch import prefetchable, start_early
 
 MAX_ROWS = 64
 SUM_BLOCK = 256
@@ -56,12 +56,7 @@ def _skinny_kernel(  # type: ignore[no-untyped-def]
     """out [num_rows, num_outputs] in x's dtype, or float32 [parts, num_rows, num_outputs]: the sums over PART columns each."""
     first, k_first = tl.program_id(0) * BLOCK_N, tl.program_id(1) * PART
     if PDL:
-        # The next kernel may start at once: it too waits before it touches anything but constants.
-        tl.extra.cuda.gdc_launch_dependents()
-        prefetch_rows(weight + k_first, first, num_outputs, K, BLOCK_N, PREFETCH)
-        if GATED:
-            prefetch_rows(weight + k_first + num_outputs * K, first, num_outputs, K, BLOCK_N, PREFETCH)
-        tl.extra.cuda.gdc_wait()
+        start_early(weight + k_first, first, num_outputs, K, BLOCK_N, PREFETCH, GATED)
     i_n = first + tl.arange(0, BLOCK_N)
     i_m = tl.arange(0, BLOCK_M)
     in_n, in_m = i_n < num_outputs, i_m < num_rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,13 +20,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 INTERPRETED_DTYPES = [torch.float32, torch.float16]
 SHAPES = [(1, 5, 70), (2, 9, 8), (3, 17, 300), (4, 32, 512)]
 EPS = 1e-5
-KINDS: dict[tuple[bool, bool], Kind] = {
-    (False, False): "linear",
-    (True, False): "gated",
-    (False, True): "norm",
-    (True, True): "norm_gated",
-}
-"""By whether there is an activation behind, and a norm before."""
+KINDS: dict[tuple[bool, bool], Kind] = {(False, False): "linear", (True, True): "norm_gated"}
+"""By whether there is an activation behind and a norm before."""
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -183,12 +176,12 @@ def meta(*shape: int) -> Tensor:
 
 def launch_everything() -> None:
     """What is chosen for few rows in the shapes of an 8B and a 0.6B model, typical skinny ones, and the invariant product."""
-    for num_rows, (num_outputs, num_inputs) in itertools.product((1, 2, 4), ((6144, 4096), (2048, 1024))):
+    for num_rows, num_outputs, num_inputs in ((1, 6144, 4096), (4, 2048, 1024)):
         x, norm_weight, weight = meta(num_rows, num_inputs), meta(num_inputs), meta(num_outputs, num_inputs)
-        for gated, normed in itertools.product((False, True), (False, True)):
+        for gated, normed in ((False, False), (True, True)):
             config = choose(KINDS[gated, normed], num_rows, num_outputs, num_inputs, 0)
-            if isinstance(config, GemvConfig):
-                gemv(x, weight, None, config, norm=Norm(norm_weight, EPS, x) if normed else None, gated=gated)
+            assert isinstance(config, GemvConfig)
+            gemv(x, weight, None, config, norm=Norm(norm_weight, EPS, x) if normed else None, gated=gated)
     skinny(meta(16, 4096), meta(4096, 4096), meta(4096), SkinnyConfig(64, 128, 4, 4, 3))
     skinny(meta(16, 4096), meta(4096, 4096), None, SkinnyConfig(32, 128, 1, 4, 3), gated=True)
     invariant_linear(meta(16, 4096), meta(4096, 4096), meta(4096))
