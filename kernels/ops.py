@@ -52,16 +52,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [..., n] of any float dtype, weight [n] of the same; the result has x's shape and dtype.
     """
+    if x.is_cuda:
+        from .triton_norms import rms_norm as fast
+
+        return fast(x, weight, eps)
     return reference_layers.rms_norm(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual); x and residual [T, n] of one dtype."""
+    if x.is_cuda:
+        from .triton_norms import add_rms_norm as fast
+
+        return fast(x, residual, weight, eps)
     return reference_layers.add_rms_norm(x, residual, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate_up [T, 2 * I], gate in the first half; returns [T, I] (SwiGLU, arXiv 2002.05202)."""
+    if gate_up.is_cuda:
+        from .triton_swiglu import silu_mul as fast
+
+        return fast(gate_up)
     return reference_layers.silu_mul(gate_up)
 
 
@@ -137,11 +149,14 @@ def rope_and_cache(
 
     q [T, Hq, D]; k, v [T, Hkv, D]; positions int64 [T], all below cos_sin's rows; cos_sin float32 [max_positions, D] = D / 2
     cosines, then D / 2 sines, for the pairs (i, i + D / 2) as in GPT-NeoX (RoPE, arXiv 2104.09864); caches as made by
-    make_kv_cache; kv_slots int64 [T].
+    make_kv_cache; kv_slots int64 [T], no place twice, -1 for padding: nothing is written for it, its position may be anything.
     """
-    return reference_layers.rope_and_cache(
-        q, k, v, positions, cos_sin, k_cache, v_cache, kv_slots, q_norm_weight, k_norm_weight, eps
-    )
+    arguments = (q, k, v, positions, cos_sin, k_cache, v_cache, kv_slots, q_norm_weight, k_norm_weight, eps)
+    if q.is_cuda:
+        from .triton_rope import rope_and_cache as fast
+
+        return fast(*arguments)
+    return reference_layers.rope_and_cache(*arguments)
 
 
 def paged_attention(

@@ -41,16 +41,18 @@ def rope_and_cache(
     eps: float,
 ) -> Tensor:
     """See ops.rope_and_cache."""
+    real = kv_slots >= 0
     if q_norm_weight is not None:
         q = rms_norm(q, q_norm_weight, eps)
     if k_norm_weight is not None:
         k = rms_norm(k, k_norm_weight, eps)
-    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
+    cos, sin = cos_sin.index_select(0, positions * real).unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
     block_size = k_cache.shape[2]
-    blocks = torch.div(kv_slots, block_size, rounding_mode="floor")
-    offsets = kv_slots - blocks * block_size
-    k_cache[blocks, :, offsets] = _rotate(k, cos, sin)
-    v_cache[blocks, :, offsets] = v
+    slots = kv_slots[real]
+    blocks = torch.div(slots, block_size, rounding_mode="floor")
+    offsets = slots - blocks * block_size
+    k_cache[blocks, :, offsets] = _rotate(k, cos, sin)[real]
+    v_cache[blocks, :, offsets] = v[real]
     return _rotate(q, cos, sin)
 
 

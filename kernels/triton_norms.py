@@ -73,13 +73,14 @@ def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     i_row = tl.program_id(0).to(tl.int64)
     i_column = tl.arange(0, BLOCK)
     inside = i_column < SIZE
     b_weight = tl.load(weight + i_column, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     b_x = tl.load(x + i_row * x_row_stride + i_column, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
         b_x += tl.load(residual + i_row * residual_row_stride + i_column, mask=inside, other=0.0).to(tl.float32)

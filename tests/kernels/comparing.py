@@ -10,6 +10,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where a test calls a Triton kernel: compiled on a GPU, or interpreted on CPU tensors (tests/conftest.py decides)."""
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TRITON_DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+"""The interpreter truncates where it should round to bfloat16."""
 _TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
 """Root mean square of the difference, relative to the expected values': float32 sums, or one rounding of the result."""
 
