@@ -42,7 +42,7 @@ def _sums(b_weight, b_x, M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.con
     return tl.sum(tl.reshape(b_products, (M, BLOCK_N, BLOCK_K // LANE_ELEMENTS, LANE_ELEMENTS)), axis=3)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _gemv_kernel(  # type: ignore[no-untyped-def]
     x,
     residual,

@@ -34,7 +34,7 @@ class SkinnyConfig:
     """Steps along K that are asked for before the kernel ahead has ended."""
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _skinny_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,
@@ -84,7 +84,7 @@ def _skinny_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + offsets, b_out.to(out.dtype.element_ty), mask=in_n[:, None] & in_m[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _add_parts_kernel(  # type: ignore[no-untyped-def]
     parts,
     bias,
