@@ -58,9 +58,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(attention over the norm of x + residual, x + residual)."""
         qkv, residual = self.qkv_proj.of_norm(norm, x, residual)
-        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split(
-            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
-        )  # [T, heads, head_dim] each
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)  # [T, heads, head_dim] each
         k_cache, v_cache = kv_cache
         q = ops.rope_and_cache(
             q,

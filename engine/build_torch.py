@@ -163,6 +163,7 @@ def _build_runner(
 ) -> Runner:
     import torch
 
+    from ..kernels.products import FAST, INVARIANT
     from .model_runner import ModelRunner
     from .models import build_model
 
@@ -175,7 +176,13 @@ def _build_runner(
         torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
     with torch.inference_mode():
         with start_up.phase("model"):
-            model = build_model(model_config, device=device, dtype=dtype, max_model_len=memory_plan.max_model_len)
+            model = build_model(
+                model_config,
+                device=device,
+                dtype=dtype,
+                max_model_len=memory_plan.max_model_len,
+                products=INVARIANT if config.deterministic else FAST,
+            )
         weights = _WeightLoading(model, model_dir, reader, config.seed, start_up)
         try:
             with start_up.phase("KV cache"):

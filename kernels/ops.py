@@ -112,7 +112,7 @@ def add_norm_linear(
 ) -> tuple[Tensor, Tensor]:
     """(linear(rms_norm(h)), h) with h = x + residual, or x itself where there is none; x, residual and h [M, K].
 
-    h is rounded to x's dtype, what follows in one kernel is not.
+    h is rounded to x's dtype where it is returned; one kernel need not round it, nor its norm, on the way to the product.
     """
     if x.is_cuda:
         from .triton_products import add_norm_linear as fast

@@ -29,8 +29,9 @@ def choose(kind: Kind, num_rows: int, num_outputs: int, num_inputs: int, device_
 
     num_outputs counts the rows of the weight, gates and ups together.
     """
-    capability, choices = _table()
-    if torch.cuda.get_device_capability(device_index) == capability:
+    capability = torch.cuda.get_device_capability(device_index)
+    measured, choices = _table()
+    if capability == measured:
         for max_rows, config in choices.get((kind, num_outputs, num_inputs), ()):
             if num_rows <= max_rows:
                 return config
@@ -42,9 +43,10 @@ def guess(kind: Kind, num_rows: int, num_outputs: int, num_inputs: int) -> Confi
     """For shapes that were not measured: our own kernel where it streams long rows for the vector units, else torch's."""
     if num_rows > MAX_GEMV_ROWS or num_inputs < 512 or num_inputs % 8:
         return None
+    gated, normed = kind in ("gated", "norm_gated"), kind in ("norm", "norm_gated")
     warps = 2 if num_inputs <= 1024 else 4
-    tallest = {1: 16, 2: 8}.get(num_rows, 4) // (2 if kind in ("gated", "norm_gated") else 1)
-    num_tiles = num_outputs // (2 if kind in ("gated", "norm_gated") else 1)
+    tallest = ({1: 8, 2: 8} if normed else {1: 16, 2: 8}).get(num_rows, 4) // (1 + gated)
+    num_tiles = num_outputs // (1 + gated)
     block_n = next((size for size in (16, 8, 4) if size <= tallest and num_tiles // size >= PROGRAMS_PER_DEVICE), 2)
     return GemvConfig(block_n, 256 * warps, warps)
 

@@ -42,7 +42,7 @@ def _sums(b_weight, b_x, M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.con
     return tl.sum(tl.reshape(b_products, (M, BLOCK_N, BLOCK_K // LANE_ELEMENTS, LANE_ELEMENTS)), axis=3)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _gemv_kernel(  # type: ignore[no-untyped-def]
     x,
     residual,
@@ -65,13 +65,12 @@ def _gemv_kernel(  # type: ignore[no-untyped-def]
     GATED: tl.constexpr,
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
-    NUM_THREADS: tl.constexpr,
 ):
     """out [num_rows, num_outputs]; x, residual [num_rows, K]; weight [num_outputs, K], with GATED [2 * num_outputs, K]."""
     pid = tl.program_id(0)
     first = pid * BLOCK_N
     if PDL:
-        start_early(weight, first, num_outputs, K, BLOCK_N, PREFETCH, NUM_THREADS)
+        start_early(weight, first, num_outputs, K, BLOCK_N, PREFETCH, GATED)
     i_m = tl.arange(0, M)[:, None, None]
     i_n = first + tl.arange(0, BLOCK_N)[None, :, None]
     in_m = i_m < num_rows
@@ -87,11 +86,11 @@ def _gemv_kernel(  # type: ignore[no-untyped-def]
         if GATED:
             up_offsets = (i_n + num_outputs).to(tl.int64) * K + i_k
             b_up = tl.load(weight + up_offsets, mask=in_n & in_k, other=0.0, eviction_policy="evict_first")
-        b_x = tl.load(x + i_m * K + i_k, mask=in_m & in_k, other=0.0)
+        b_x = tl.load(x + i_m * K + i_k, mask=in_m & in_k, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
-            b_x += tl.load(residual + i_m * K + i_k, mask=in_m & in_k, other=0.0)
-            tl.store(new_residual + i_m * K + i_k, b_x, mask=in_m & in_k & (pid == 0))
-        b_x = b_x.to(tl.float32)
+            b_x += tl.load(residual + i_m * K + i_k, mask=in_m & in_k, other=0.0).to(tl.float32)
+            if pid == 0:  # a branch, not a mask: mixed with the weights, the 16-bit addition that LLVM makes of it kills ptxas
+                tl.store(new_residual + i_m * K + i_k, b_x.to(new_residual.dtype.element_ty), mask=in_m & in_k)
         if HAS_NORM:
             b_squares += tl.sum(tl.reshape(b_x * b_x, (M, 1, BLOCK_K // LANE_ELEMENTS, LANE_ELEMENTS)), axis=3)
             b_x *= tl.load(norm_weight + i_k, mask=in_k, other=0.0).to(tl.float32)
@@ -158,9 +157,8 @@ def gemv(
         HAS_RESIDUAL=residual is not None,
         HAS_NORM=norm is not None,
         GATED=gated,
-        PREFETCH=prefetchable(config.prefetch * config.block_k, num_inputs, num_inputs),
+        PREFETCH=prefetchable(config.prefetch * config.block_k, num_inputs),
         PDL=pdl,
-        NUM_THREADS=32 * config.warps,
         num_warps=config.warps,
         launch_pdl=pdl,
     )

@@ -11,7 +11,7 @@ BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, WARPS = 64, 64, 64, 8, 5, 4
 """64 outputs a tile leave a 4,096 wide layer 64 programs at batch 1; taller tiles would be faster for prompts alone."""
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _invariant_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,

@@ -64,4 +64,4 @@ def _choice(kind: Kind, x: Tensor, weight: Tensor) -> Config | None:
         return None
     if not (x.is_contiguous() and weight.is_contiguous()):
         return None
-    return choose(kind, x.shape[0], *weight.shape, x.get_device())
+    return choose(kind, x.shape[0], weight.shape[0], weight.shape[1], x.get_device())

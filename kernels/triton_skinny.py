@@ -34,7 +34,7 @@ class SkinnyConfig:
     """Steps along K that are asked for before the kernel ahead has ended."""
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _skinny_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,
@@ -52,12 +52,11 @@ def _skinny_kernel(  # type: ignore[no-untyped-def]
     GATED: tl.constexpr,
     PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
-    NUM_THREADS: tl.constexpr,
 ):
     """out [num_rows, num_outputs] in x's dtype, or float32 [parts, num_rows, num_outputs]: the sums over PART columns each."""
     first, k_first = tl.program_id(0) * BLOCK_N, tl.program_id(1) * PART
     if PDL:
-        start_early(weight + k_first, first, num_outputs, K, BLOCK_N, PREFETCH, NUM_THREADS)
+        start_early(weight + k_first, first, num_outputs, K, BLOCK_N, PREFETCH, GATED)
     i_n = first + tl.arange(0, BLOCK_N)
     i_m = tl.arange(0, BLOCK_M)
     in_n, in_m = i_n < num_outputs, i_m < num_rows
@@ -85,7 +84,7 @@ def _skinny_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + offsets, b_out.to(out.dtype.element_ty), mask=in_n[:, None] & in_m[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _add_parts_kernel(  # type: ignore[no-untyped-def]
     parts,
     bias,
@@ -151,9 +150,8 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, config: SkinnyConfig,
         STAGES=config.stages,
         HAS_BIAS=bias is not None and num_parts == 1,
         GATED=gated and num_parts == 1,
-        PREFETCH=prefetchable(config.prefetch * config.block_k, num_inputs - (num_parts - 1) * part, num_inputs),
+        PREFETCH=prefetchable(config.prefetch * config.block_k, num_inputs - (num_parts - 1) * part),
         PDL=pdl,
-        NUM_THREADS=32 * config.warps,
         num_warps=config.warps,
         num_stages=config.stages,
         launch_pdl=pdl,

@@ -36,6 +36,7 @@ class EngineOptions(TypedDict, total=False):
     enable_prefix_caching: bool
     enforce_eager: bool
     async_scheduling: bool
+    deterministic: bool
     seed: int
     tensor_parallel_size: int
     """1."""
@@ -50,7 +51,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _COUNTS = frozenset({"block_size", "max_num_seqs", "max_num_batched_tokens"})
 _OPTIONAL_COUNTS = frozenset({"max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
-_FLAGS = frozenset({"enable_prefix_caching", "enforce_eager", "async_scheduling"})
+_FLAGS = frozenset({"enable_prefix_caching", "enforce_eager", "async_scheduling", "deterministic"})
 _TEXTS = frozenset({"tokenizer", "revision"})
 
 

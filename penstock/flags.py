@@ -127,6 +127,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--async-scheduling", action=BooleanOptionalAction, help="plan a step while the last one runs (default: on)"
     )
+    group.add_argument(
+        "--deterministic", action=BooleanOptionalAction, help="bitwise the same tokens whatever else is in the batch (slower)"
+    )
 
 
 def add_http_flags(parser: argparse.ArgumentParser, *, several_frontends: bool = False) -> None:

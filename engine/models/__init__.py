@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...kernels.products import FAST, Products
 from ..errors import EngineStartError
 from ..layers import Place
 from ..model_config import ModelConfig
@@ -28,15 +29,17 @@ def build_model(
     dtype: torch.dtype,
     max_model_len: int | None = None,
     parallel: TensorParallel | None = None,
+    products: Products = FAST,
 ) -> CausalLM:
     """The model on `device`, its weights in `dtype` and uninitialised.
 
     `max_model_len` is the longest context it will see (None: the model's own); `parallel` this process's share of it (None:
-    all). Raises EngineStartError where the model cannot be shared out between so many processes.
+    all); `products` how its layers multiply. Raises EngineStartError where the model cannot be shared out between so many
+    processes.
     """
     parallel = parallel or TensorParallel()
     _check_shares(model_config, parallel.size)
-    place = Place(torch.device(device), dtype, parallel)
+    place = Place(torch.device(device), dtype, parallel, products)
     num_positions = max_model_len or model_config.default_max_model_len
     return _MODELS[model_config.architecture](model_config, num_positions=num_positions, place=place)
 

@@ -33,6 +33,7 @@ def test_every_option_reaches_the_configuration() -> None:
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "async_scheduling": False,
+        "deterministic": True,
         "seed": 7,
     }
     expected: dict[str, Any] = {**options, "download_dir": Path("d")}

@@ -75,6 +75,7 @@ def test_the_model_may_stand_alone() -> None:
         (["--enable-prefix-caching"], EngineConfig()),
         (["--no-async-scheduling"], EngineConfig(async_scheduling=False)),
         (["--enforce-eager"], EngineConfig(enforce_eager=True)),
+        (["--deterministic"], EngineConfig(deterministic=True)),
         (["--kv-cache-memory-bytes", "4GiB"], EngineConfig(kv_cache_memory_bytes=4 << 30)),
         (["--served-model-name", "a", "b", "--served-model-name", "c"], EngineConfig(served_model_names=("a", "b", "c"))),
         (["--download-dir", "/models"], EngineConfig(download_dir=Path("/models"))),
@@ -169,6 +170,7 @@ sizes = st.integers(1, 2**40)
         enable_prefix_caching=st.booleans(),
         enforce_eager=st.booleans(),
         async_scheduling=st.booleans(),
+        deterministic=st.booleans(),
         seed=st.integers(0, 2**63 - 1),
         download_dir=st.none() | st.just(Path("/a b")),
     )
