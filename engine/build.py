@@ -22,6 +22,7 @@ from .errors import EngineStartError
 from .facts import ModelFacts
 from .kv_blocks import KVBlocks
 from .metrics import EngineMetrics
+from .pacing import TimedRunAhead
 from .plan import Runner
 from .scheduler import Scheduler
 from .toy_config import TOY_ARCHITECTURE, ToyConfig
@@ -219,7 +220,8 @@ def _join(config: EngineConfig, facts: ModelFacts, runner: Runner, windows: Sequ
         max_step_tokens=config.max_num_batched_tokens,
         caches_prefixes=config.enable_prefix_caching,
     )
-    scheduler = Scheduler(limits, blocks, EngineMetrics())
+    run_ahead = TimedRunAhead(num_in_flight=2 if config.async_scheduling else 1)
+    scheduler = Scheduler(limits, blocks, EngineMetrics(), run_ahead=run_ahead)
     return LoadedEngine(EngineCore(scheduler, runner, overlap=config.async_scheduling), facts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -29,8 +28,6 @@ def run(config: EngineConfig) -> int:
         print(f"penstock engine: error: {error}", file=sys.stderr, flush=True)
         return START_FAILED
     _stop_on_signals(server)
-    gc.collect()
-    gc.freeze()  # what exists so far lives as long as the process: collections need not look at it again
     server.serve()
     return 0
 
