@@ -82,8 +82,8 @@ class Leases:
     def hear(self, identity: bytes, now_s: float) -> Lease | None:
         """Notes a sign of life; None for who never said Hello, or has said Goodbye."""
         if identity in self._dormant:
-            lease = self._live[identity] = self._dormant.pop(identity)
-            self._by_number[lease.number] = lease
+            returned = self._live[identity] = self._dormant.pop(identity)
+            self._by_number[returned.number] = returned
         lease = self._live.get(identity)
         if lease is None or lease.has_left:
             return None
