@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..ipc.messages import LEASE_TIMEOUT_S
 from .outbox import Outbox
@@ -56,6 +57,16 @@ class Lease:
             self.tombstones.popitem(last=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """A lease's part of a step's plain tokens."""
+
+    number: int
+    request_ids: NDArray[np.int32]
+    rows: NDArray[np.int64] | None
+    """None: all."""
+
+
 class Leases:
     """All leases by identity."""
 
@@ -64,6 +75,8 @@ class Leases:
         self._live: dict[bytes, Lease] = {}
         self._by_number: dict[int, Lease] = {}
         self._numbers = itertools.count()
+        self._handles: NDArray[np.int64] | None = None
+        self._shares: list[_Share] = []
         self._dormant: OrderedDict[bytes, Lease] = OrderedDict()
 
     def __len__(self) -> int:
@@ -105,9 +118,20 @@ class Leases:
             special.setdefault(number, []).append((request_id, output))
             if output.finish_reason is not None:
                 self._by_number[number].open_requests.discard(request_id)
-        plain = {} if outputs.plain is None else _by_number(outputs.plain)
+        plain = {} if outputs.plain is None else self._divide(outputs.plain)
         for number in special.keys() | plain.keys():
             self._by_number[number].outbox.add(special.get(number, ()), plain.get(number))
+
+    def _divide(self, plain: PlainTokens) -> dict[int, TokenRuns]:
+        """By lease. Most steps' tokens are for the requests of the step before."""
+        if plain.handles is not self._handles:
+            self._handles, self._shares = plain.handles, _shares(plain.handles)
+        return {
+            share.number: one_length_runs(share.request_ids, plain.positions, plain.token_ids)
+            if share.rows is None
+            else one_length_runs(share.request_ids, plain.positions[share.rows], plain.token_ids[:, share.rows])
+            for share in self._shares
+        }
 
     def silent(self, now_s: float) -> list[Lease]:
         """Leases that have not been heard for too long and are not ending yet."""
@@ -125,14 +149,13 @@ class Leases:
                 self._dormant.popitem(last=False)
 
 
-def _by_number(plain: PlainTokens) -> dict[int, TokenRuns]:
-    """The tokens of each lease's requests."""
-    request_ids = (plain.handles & _REQUEST_MASK).astype(np.int32)
-    numbers = plain.handles >> _REQUEST_BITS
+def _shares(handles: NDArray[np.int64]) -> list[_Share]:
+    request_ids = (handles & _REQUEST_MASK).astype(np.int32)
+    numbers = handles >> _REQUEST_BITS
     if numbers[0] == numbers[-1] and (numbers == numbers[0]).all():
-        return {int(numbers[0]): one_length_runs(request_ids, plain.positions, plain.token_ids)}
-    runs = {}
+        return [_Share(int(numbers[0]), request_ids, None)]
+    shares = []
     for number in np.unique(numbers).tolist():
         rows = np.flatnonzero(numbers == number)
-        runs[number] = one_length_runs(request_ids[rows], plain.positions[rows], plain.token_ids[:, rows])
-    return runs
+        shares.append(_Share(number, request_ids[rows], rows))
+    return shares

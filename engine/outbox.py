@@ -59,7 +59,10 @@ class _Extra:
 
     def detail(self, request_id: int) -> Detail | None:
         """What is to be said beside the tokens; None for most outputs of most requests."""
-        detail = Detail(
+        has_any = self.num_cached_tokens, self.stop_token_id, self.prompt_logprobs, self.error
+        if not self.logprobs and has_any == (None, None, None, None):
+            return None
+        return Detail(
             request_id=request_id,
             num_cached_tokens=self.num_cached_tokens,
             stop_token_id=self.stop_token_id,
@@ -67,7 +70,6 @@ class _Extra:
             prompt_logprobs=pack_logprobs([self.prompt_logprobs]) if self.prompt_logprobs is not None else None,
             error=self.error,
         )
-        return detail if detail != Detail(request_id=request_id) else None
 
 
 class Outbox:
@@ -136,16 +138,17 @@ class Outbox:
         runs = chain(self._runs)
         if self._num_steps > 1:
             runs = join(runs)
-        rows = _rows_of(list(self._extras), runs.request_ids) if self._extras else []
-        extras = list(zip(rows, self._extras.items(), strict=True))
-        self._runs, self._extras, self._num_steps = [], {}, 0
         finish_reasons = bytearray(len(runs))
         details: dict[int, Detail] = {}
-        for row, (request_id, extra) in extras:
-            finish_reasons[row] = 0 if extra.finish_reason is None else extra.finish_reason
-            detail = extra.detail(request_id)
-            if detail is not None:
-                details[row] = detail
+        if self._extras:
+            rows = _rows_of(list(self._extras), runs.request_ids)
+            for row, (request_id, extra) in zip(rows, self._extras.items(), strict=True):
+                finish_reasons[row] = 0 if extra.finish_reason is None else extra.finish_reason
+                detail = extra.detail(request_id)
+                if detail is not None:
+                    details[row] = detail
+            self._extras = {}
+        self._runs, self._num_steps = [], 0
         return [
             Outputs(
                 engine_boot_id=self._engine_boot_id,
@@ -175,6 +178,9 @@ def _rows_of(wanted: list[int], request_ids: NDArray[np.int32]) -> list[int]:
 
 def _divided(runs: TokenRuns, details: Mapping[int, Detail]) -> Iterator[tuple[int, int, TokenRuns]]:
     """(start, end, part): parts that are closed once they have grown to MESSAGE_BYTES."""
+    if not details and 4 * len(runs.token_ids) + 16 * len(runs) <= MESSAGE_BYTES:
+        yield 0, len(runs), runs
+        return
     sizes = 4 * runs.counts.astype(np.int64) + 16
     for row, detail in details.items():
         sizes[row] += _size(detail.logprobs) + _size(detail.prompt_logprobs)

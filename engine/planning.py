@@ -53,6 +53,9 @@ class StepPlanner:
 
     def _grow_decodes(self, draft: StepDraft, num_steps: int) -> None:
         """Finds blocks for the decodes. Running ahead takes none away from anybody."""
+        if num_steps - 1 <= self._decoding.steps_to_cross:
+            draft.num_decode_steps = num_steps
+            return
         slots = draft.decodes.slots
         num_tokens = self._slots.num_tokens[slots]
         for steps in dict.fromkeys((num_steps, 1)):
@@ -62,6 +65,7 @@ class StepPlanner:
                     break
             else:
                 draft.num_decode_steps = steps
+                self._decoding.note_blocks()
                 return
         for slot in slots[crossing].tolist():
             request = self._slots.requests[slot]
@@ -135,7 +139,13 @@ class StepPlanner:
 
     def _launch(self, draft: StepDraft) -> LaunchedStep:
         book = self._book
-        self._slots.num_tokens[draft.decodes.slots] += draft.num_decode_steps
+        reaches_max = False
+        if draft.decodes is self._decoding.rows():
+            self._decoding.advance(draft.num_decode_steps)
+            reaches_max = self._decoding.steps_to_close <= 0
+        elif len(draft.decodes):
+            self._decoding.advance_some(draft.decodes)
+            reaches_max = True
         for share in draft.chunks:
             request = share.request
             request.num_computed_tokens = share.num_computed_tokens
@@ -143,4 +153,4 @@ class StepPlanner:
                 book.prefilling.remove(request)
                 if share.samples and self._slots.sample_first(request):
                     self._decoding.add(request)
-        return draft.finish(book.clock())
+        return draft.finish(book.clock(), reaches_max)

@@ -35,6 +35,8 @@ class LaunchedStep:
     decodes: DecodeRows
     chunks: tuple[Share, ...]
     launched_s: float
+    reaches_max: bool
+    """Some decodes may reach their max_num_tokens."""
 
 
 class BlockEntries:
@@ -147,7 +149,7 @@ class StepDraft:
         for entries in self.entries:
             entries.drop(request.slot)
 
-    def finish(self, launched_s: float) -> LaunchedStep:
+    def finish(self, launched_s: float, reaches_max: bool) -> LaunchedStep:
         """The plan."""
         plan = StepPlan(
             started=tuple(self._started),
@@ -156,7 +158,7 @@ class StepDraft:
             new_blocks=tuple(entries.finish() for entries in self.entries),
             num_decode_steps=self.num_decode_steps,
         )
-        return LaunchedStep(plan, self.decodes, tuple(self._shares), launched_s)
+        return LaunchedStep(plan, self.decodes, tuple(self._shares), launched_s, reaches_max)
 
 
 def _int32s(token_ids: array[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
