@@ -77,17 +77,17 @@ class StepPlanner:
     def _append_blocks(self, draft: StepDraft, slots: NDArray[np.int64]) -> bool:
         """A block more for each of these decodes; False, with nothing taken, when there are too few."""
         blocks = self._book.blocks
-        numbers = slots.tolist()
-        tables = [request.blocks for slot in numbers if (request := self._slots.requests[slot]) and request.blocks]
+        requests = self._slots.requests
+        tables = [request.blocks for slot in slots.tolist() if (request := requests[slot]) and request.blocks]
         positions = (self._slots.num_tokens[slots] - 1).tolist() if blocks.has_windows else ()
         appended = blocks.append_each(tables, positions)
         if appended is None:
             return False
         capacity = self._slots.capacity[slots]
-        columns = (capacity // blocks.block_size).tolist()
+        columns = capacity // blocks.block_size
         self._slots.capacity[slots] = capacity + blocks.block_size
         for entries, block_ids in zip(draft.entries, appended, strict=True):
-            entries.extend(numbers, columns, block_ids)
+            entries.add(slots, columns, block_ids)
         return True
 
     def _make_room(self, request: Request, first_position: int, num_tokens: int, draft: StepDraft) -> bool:
