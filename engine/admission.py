@@ -11,6 +11,8 @@ from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..ipc.messages import RejectReason, Sampling, Submit
 from .errors import Refused
 from .kv_blocks import KVBlocks
@@ -78,7 +80,8 @@ def _read_token_ids(submit: Submit, limits: Limits) -> array[int]:
     _require(len(submit.token_ids) % token_ids.itemsize == 0, "prompt", "the token ids are no array of int32")
     token_ids.frombytes(submit.token_ids)
     _require(len(token_ids) > 0, "prompt", "is empty: at least one token is needed")
-    low, high = min(token_ids), max(token_ids)
+    numbers = np.frombuffer(submit.token_ids, np.int32)
+    low, high = int(numbers.min()), int(numbers.max())
     _require(
         low >= 0 and high < limits.vocab_size,
         "prompt",
@@ -113,6 +116,37 @@ def _check_prompt_logprobs(sampling: Sampling, num_prompt_tokens: int) -> None:
 
 
 def _check_sampling(sampling: Sampling, limits: Limits) -> None:
+    if not _are_numbers_in_range(sampling):
+        _refuse_number(sampling)
+    for token_id in (*sampling.stop_token_ids, *sampling.logit_bias):
+        _require(
+            0 <= token_id < limits.vocab_size,
+            "logit_bias" if token_id in sampling.logit_bias else "stop_token_ids",
+            f"token id {token_id} is out of range: the model has ids 0 to {limits.vocab_size - 1}",
+        )
+    for bias in sampling.logit_bias.values():
+        _require(math.isfinite(bias) and -100 <= bias <= 100, "logit_bias", f"{bias} is not between -100 and 100")
+
+
+def _are_numbers_in_range(sampling: Sampling) -> bool:
+    """What `_refuse_number` finds nothing wrong with, in a tenth of its time; nothing compares with a NaN."""
+    return (
+        0 <= sampling.seed <= _INT64_MAX
+        and 0 <= sampling.min_tokens <= sampling.max_tokens <= _INT32_MAX
+        and 0 <= sampling.temperature <= _LARGEST_FLOAT32
+        and 0 < sampling.top_p <= 1
+        and 0 <= sampling.top_k <= _INT32_MAX
+        and 0 <= sampling.min_p <= 1
+        and -2 <= sampling.presence_penalty <= 2
+        and -2 <= sampling.frequency_penalty <= 2
+        and _SMALLEST_FLOAT32 <= sampling.repetition_penalty <= _LARGEST_FLOAT32
+        and 0 <= (sampling.logprobs or 0) <= MAX_LOGPROBS
+        and 0 <= (sampling.prompt_logprobs or 0) <= MAX_LOGPROBS
+    )
+
+
+def _refuse_number(sampling: Sampling) -> None:
+    """Says which one is out of range."""
     _require_range(sampling, "seed", 0, _INT64_MAX)
     _require_range(sampling, "max_tokens", 0, _INT32_MAX)
     _require_range(sampling, "min_tokens", 0, sampling.max_tokens)
@@ -127,14 +161,6 @@ def _check_sampling(sampling: Sampling, limits: Limits) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(sampling, name) is not None:
             _require_range(sampling, name, 0, MAX_LOGPROBS)
-    for token_id in (*sampling.stop_token_ids, *sampling.logit_bias):
-        _require(
-            0 <= token_id < limits.vocab_size,
-            "logit_bias" if token_id in sampling.logit_bias else "stop_token_ids",
-            f"token id {token_id} is out of range: the model has ids 0 to {limits.vocab_size - 1}",
-        )
-    for bias in sampling.logit_bias.values():
-        _require(math.isfinite(bias) and -100 <= bias <= 100, "logit_bias", f"{bias} is not between -100 and 100")
 
 
 def _require_range(sampling: Sampling, name: str, low: float, high: float) -> None:

@@ -8,7 +8,7 @@ after a prefix hit, by several; it may be registered too. free + cached + owned 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .errors import IntegrityError
 
@@ -55,7 +55,10 @@ class BlockPool:
     def allocate(self, num_blocks: int) -> list[int]:
         """Hands out blocks to one new owner; cached ones lose their content. There must be enough."""
         assert num_blocks <= self.num_available, "more blocks asked for than there are"
-        block_ids = [self._free.pop() if self._free else self._evict() for _ in range(num_blocks)]
+        num_free = min(num_blocks, len(self._free))
+        block_ids = self._free[: -num_free - 1 : -1]
+        del self._free[len(self._free) - num_free :]
+        block_ids += [self._evict() for _ in range(num_blocks - num_free)]
         for block_id in block_ids:
             self._num_owners[block_id] = 1
         self._num_owned += num_blocks
@@ -73,22 +76,26 @@ class BlockPool:
             self._num_owned += 1
         self._num_owners[block_id] += 1
 
-    def release(self, block_id: int) -> None:
-        """Takes one owner away; without any the block is cached where it is registered, else free."""
-        self._num_owners[block_id] -= 1
-        if self._num_owners[block_id] > 0:
-            return
-        self._num_owned -= 1
-        if block_id in self._key_of:
-            self._cached[block_id] = None
-        else:
-            self._free.append(block_id)
+    def release(self, block_ids: Iterable[int]) -> None:
+        """Takes one owner of each block away; without any a block is cached where it is registered, else free."""
+        num_owners, key_of, cached, free = self._num_owners, self._key_of, self._cached, self._free
+        for block_id in block_ids:
+            num_left = num_owners[block_id] = num_owners[block_id] - 1
+            if num_left == 0:
+                self._num_owned -= 1
+                if block_id in key_of:
+                    cached[block_id] = None
+                else:
+                    free.append(block_id)
 
-    def register(self, block_id: int, key: BlockKey) -> None:
-        """Makes an owned block's content findable. Where another block has the same content already, that one stays."""
-        if key not in self._block_of and block_id not in self._key_of:
-            self._block_of[key] = block_id
-            self._key_of[block_id] = key
+    def register(self, group: int, block_ids: Sequence[int | None], digests: Sequence[bytes]) -> None:
+        """Makes owned blocks' content findable, None left out. Where another block has the same content, that one stays."""
+        block_of, key_of = self._block_of, self._key_of
+        for block_id, digest in zip(block_ids, digests, strict=True):
+            if block_id is not None and block_id not in key_of:
+                key = (group, digest)
+                if block_of.setdefault(key, block_id) == block_id:
+                    key_of[block_id] = key
 
     def find(self, key: BlockKey) -> int | None:
         """The block registered under `key`, owned or cached."""

@@ -29,6 +29,7 @@ class DecodeRows:
     any_logprobs: bool
     num_departures: int
     """Of `running` when this was made: with the same count, all are still in their slots."""
+    num_decode_departures: int
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -52,6 +53,7 @@ def decode_rows(running: Running, slots: NDArray[np.int64]) -> DecodeRows:
         bool(has_stop_ids.any()),
         bool(wants_logprobs.any()),
         running.num_departures,
+        running.num_decode_departures,
     )
 
 
@@ -60,11 +62,13 @@ class Decoding:
 
     def __init__(self, running: Running) -> None:
         self._running = running
-        self._slots = np.zeros(0, np.int64)
         self._added: list[Request] = []
         self._last_order: tuple[int, int] | None = None
-        self._rows = decode_rows(running, self._slots)
-        self._is_stale = False
+        self._rows = decode_rows(running, np.zeros(0, np.int64))
+        self.steps_to_close = 0
+        """So many steps until some row needs no more tokens."""
+        self.steps_to_cross = 0
+        """So many tokens more fit into the blocks that every row has."""
 
     def add(self, request: Request) -> None:
         """The request decodes from the next step on."""
@@ -72,26 +76,43 @@ class Decoding:
 
     def rows(self) -> DecodeRows:
         """All requests that decode in the next step: they lack a token, and what they sample next will be needed."""
-        running, rows = self._running, self._rows
-        if len(rows):
-            is_open = running.num_tokens[rows.slots] < rows.max_num_tokens
-            if not is_open.all():
-                running.is_decoding[rows.slots[~is_open]] = False
-                self._is_stale = True
-        if self._added or self._is_stale or rows.num_departures != running.num_departures:
+        running = self._running
+        if self._added or self.steps_to_close <= 0 or self._rows.num_decode_departures != running.num_decode_departures:
             self._rows = self._make_rows()
-            self._is_stale = False
         return self._rows
+
+    def advance(self, num_steps: int) -> None:
+        """All rows were planned for so many steps."""
+        self._running.num_tokens[self._rows.slots] += num_steps
+        self.steps_to_close -= num_steps
+        self.steps_to_cross -= num_steps
+
+    def advance_some(self, rows: DecodeRows) -> None:
+        """Other rows than all of them were planned for a step."""
+        self._running.num_tokens[rows.slots] += 1
+        self.steps_to_close = self.steps_to_cross = 0  # as good as unknown
+
+    def note_blocks(self) -> None:
+        """Rows have got blocks."""
+        slots, running = self._rows.slots, self._running
+        self.steps_to_cross = int((running.capacity[slots] - running.num_tokens[slots]).min())
 
     def _make_rows(self) -> DecodeRows:
         running, slots = self._running, self._rows.slots
         if len(slots):
             slots = slots[running.is_decoding[slots] & (running.epochs[slots] == self._rows.epochs)]
+            is_open = running.num_tokens[slots] < running.max_num_tokens[slots]
+            running.is_decoding[slots[~is_open]] = False
+            slots = slots[is_open]
         added = [request for request in self._added if request.slot is not None and running.is_decoding[request.slot]]
         self._added = []
         if added:
             slots = self._join(slots, added)
-        return decode_rows(running, slots)
+        rows = self._rows = decode_rows(running, slots)
+        if len(rows):
+            self.steps_to_close = int((rows.max_num_tokens - running.num_tokens[slots]).min())
+            self.note_blocks()
+        return rows
 
     def _join(self, slots: NDArray[np.int64], added: list[Request]) -> NDArray[np.int64]:
         """Mostly the newcomers are the newest and stand at the end."""

@@ -9,7 +9,7 @@ from .kv_blocks import KVBlocks, NewBlockIds, PrefixHit, append_block_hashes, ex
 from .request import Request
 from .running import NEVER, Running
 
-OFFERED_BLOCKS = 4
+OFFERED_BLOCKS = 16
 """A request that decodes is looked at for the prefix cache once in so many blocks; what is left when it ends comes then."""
 
 

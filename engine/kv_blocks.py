@@ -201,26 +201,24 @@ class KVBlocks:
         for index in range(table.num_freed[group], first):
             block_id = row[index]
             if block_id is not None:
-                self.pool.release(block_id)
+                self.pool.release((block_id,))
             row[index] = None
         table.num_freed[group] = max(table.num_freed[group], first)
 
     def register(self, table: BlockTable, hashes: Sequence[bytes], num_blocks: int) -> None:
         """Offers the table's first `num_blocks` blocks, whose content is computed, to the prefix cache."""
-        for index in range(table.num_registered, num_blocks):
-            for group, row in enumerate(table.rows):
-                block_id = row[index]
-                if block_id is not None:
-                    self.pool.register(block_id, (group, hashes[index]))
-        table.num_registered = max(table.num_registered, num_blocks)
+        first = table.num_registered
+        if num_blocks <= first:
+            return
+        for group, row in enumerate(table.rows):
+            self.pool.register(group, row[first:num_blocks], hashes[first:num_blocks])
+        table.num_registered = num_blocks
 
     def close(self, table: BlockTable) -> None:
         """Gives all blocks back, tail first, so that of a cached prefix the end is given up before the start."""
         self._tables.remove(table)
         for row in table.rows:
-            for block_id in reversed(row):
-                if block_id is not None:
-                    self.pool.release(block_id)
+            self.pool.release([block_id for block_id in reversed(row) if block_id is not None])
 
     def check_idle(self) -> None:
         """In constant time: with no request running, no block is owned. Raises IntegrityError."""

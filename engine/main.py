@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -31,8 +30,6 @@ def run(config: EngineConfig) -> int:
         print(f"penstock engine: error: {error}", file=sys.stderr, flush=True)
         return START_FAILED
     _stop_on_signals(server)
-    gc.collect()
-    gc.freeze()  # what exists so far lives as long as the process: collections need not look at it again
     print(start_up.finish(), file=sys.stderr, flush=True)
     server.serve()
     return 0

@@ -70,9 +70,10 @@ class StepOutputs:
         return bool(self.special) or self.plain is not None
 
     def __iter__(self) -> Iterator[RequestOutput]:
-        return iter([*self.special, *self._plain_outputs()])
+        return iter([*self.special, *self.plain_outputs()])
 
-    def _plain_outputs(self) -> list[RequestOutput]:
+    def plain_outputs(self) -> list[RequestOutput]:
+        """The plain tokens as one output a request."""
         if self.plain is None:
             return []
         outputs = []

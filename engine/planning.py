@@ -53,6 +53,9 @@ class StepPlanner:
 
     def _grow_decodes(self, draft: StepDraft, num_steps: int) -> None:
         """Finds blocks for the decodes. Running ahead takes none away from anybody."""
+        if num_steps - 1 <= self._decoding.steps_to_cross:
+            draft.num_decode_steps = num_steps
+            return
         slots = draft.decodes.slots
         num_tokens = self._slots.num_tokens[slots]
         for steps in dict.fromkeys((num_steps, 1)):
@@ -62,6 +65,7 @@ class StepPlanner:
                     break
             else:
                 draft.num_decode_steps = steps
+                self._decoding.note_blocks()
                 return
         for slot in slots[crossing].tolist():
             request = self._slots.requests[slot]
@@ -73,17 +77,17 @@ class StepPlanner:
     def _append_blocks(self, draft: StepDraft, slots: NDArray[np.int64]) -> bool:
         """A block more for each of these decodes; False, with nothing taken, when there are too few."""
         blocks = self._book.blocks
-        numbers = slots.tolist()
-        tables = [request.blocks for slot in numbers if (request := self._slots.requests[slot]) and request.blocks]
+        requests = self._slots.requests
+        tables = [request.blocks for slot in slots.tolist() if (request := requests[slot]) and request.blocks]
         positions = (self._slots.num_tokens[slots] - 1).tolist() if blocks.has_windows else ()
         appended = blocks.append_each(tables, positions)
         if appended is None:
             return False
         capacity = self._slots.capacity[slots]
-        columns = (capacity // blocks.block_size).tolist()
+        columns = capacity // blocks.block_size
         self._slots.capacity[slots] = capacity + blocks.block_size
         for entries, block_ids in zip(draft.entries, appended, strict=True):
-            entries.extend(numbers, columns, block_ids)
+            entries.add(slots, columns, block_ids)
         return True
 
     def _make_room(self, request: Request, first_position: int, num_tokens: int, draft: StepDraft) -> bool:
@@ -135,7 +139,13 @@ class StepPlanner:
 
     def _launch(self, draft: StepDraft) -> LaunchedStep:
         book = self._book
-        self._slots.num_tokens[draft.decodes.slots] += draft.num_decode_steps
+        reaches_max = False
+        if draft.decodes is self._decoding.rows():
+            self._decoding.advance(draft.num_decode_steps)
+            reaches_max = self._decoding.steps_to_close <= 0
+        elif len(draft.decodes):
+            self._decoding.advance_some(draft.decodes)
+            reaches_max = True
         for share in draft.chunks:
             request = share.request
             request.num_computed_tokens = share.num_computed_tokens
@@ -143,4 +153,4 @@ class StepPlanner:
                 book.prefilling.remove(request)
                 if share.samples and self._slots.sample_first(request):
                     self._decoding.add(request)
-        return draft.finish(book.clock())
+        return draft.finish(book.clock(), reaches_max)

@@ -29,6 +29,8 @@ class Running:
         """Raised whenever a slot is given back."""
         self.num_departures = 0
         """How often any slot was given back."""
+        self.num_decode_departures = 0
+        """How often one of a request that decoded was."""
         self.num_known = np.zeros(num_slots, np.int32)
         """Tokens whose ids the host knows."""
         self.num_tokens = np.zeros(num_slots, np.int32)
@@ -107,6 +109,7 @@ class Running:
         if request.sampling.stop_token_ids:
             self.num_stopping[list(set(request.sampling.stop_token_ids))] -= 1
         self.requests[slot] = None
+        self.num_decode_departures += bool(self.is_decoding[slot])
         self.is_decoding[slot] = False
         self.epochs[slot] += 1
         self.num_departures += 1

@@ -15,7 +15,6 @@ import traceback
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import zmq
 
@@ -23,12 +22,13 @@ from ..ipc import messages
 from ..ipc.codec import ProtocolError, decode
 from ..ipc.messages import PROTOCOL_VERSION, RejectReason
 from ..ipc.sockets import EngineSocket, GonePeer, SlowPeer, check_socket_dir
+from .collector import Collector
 from .core import EngineCore
 from .errors import Refused
 from .facts import ModelFacts
 from .leases import Lease, Leases
 from .outbox import RETRY_INTERVAL_S, Outbox
-from .outputs import RequestOutput
+from .outputs import StepOutputs
 from .pulse import Pulse
 
 MAX_FRAMES_PER_STEP = 1000
@@ -38,8 +38,7 @@ DRAIN_TIMEOUT_S = 30.0
 """What runs may go on for so long after a stop was asked for."""
 LINGER_MS = 500
 
-_Key = tuple[bytes, int]
-"""(identity of the lease, request_id): a request's key in the core."""
+_NOTHING = StepOutputs()
 
 
 class EngineServer:
@@ -63,6 +62,7 @@ class EngineServer:
         for source in (self._data.socket, self._control.socket, self._wake_reader):
             self._poller.register(source, zmq.POLLIN)
         self._pulse = Pulse(core, self._boot_id, clock())
+        self._collector = Collector(clock())
         self._was_idle = True
         self._is_stopping = False
         self._drain_until_s: float | None = None
@@ -70,11 +70,12 @@ class EngineServer:
     def serve(self) -> None:
         """Works until `stop`, then until what runs has finished or DRAIN_TIMEOUT_S are over; closes the sockets."""
         try:
-            while not self._is_drained():
-                self._receive()
-                outputs = self._core.step() if self._core.has_work else []
-                self._reply(outputs)
-            self._abandon_rest()
+            with self._collector.in_charge():
+                while not self._is_drained():
+                    self._receive()
+                    outputs = self._core.step() if self._core.has_work else _NOTHING
+                    self._reply(outputs)
+                self._abandon_rest()
         finally:
             self._close()
 
@@ -98,6 +99,7 @@ class EngineServer:
         if not self._was_idle:
             self._was_idle = True
             self._core.scheduler.blocks.check_idle()
+            self._collector.on_idle(self._clock())
         wait_s = max(0.0, self._pulse.next_beat_s - self._clock())
         if any(not lease.outbox.is_empty for lease in self._leases):
             wait_s = min(wait_s, RETRY_INTERVAL_S)
@@ -169,7 +171,8 @@ class EngineServer:
                 raise Refused(RejectReason.ABORTED, "the request was aborted before it arrived")
             if self._is_stopping:
                 raise Refused(RejectReason.DRAINING, "the server is shutting down")
-            self._core.submit((lease.identity, submit.request_id), submit)
+            handle = lease.handle(submit.request_id)
+            self._core.submit(handle, submit, handle)
             lease.open_requests.add(submit.request_id)
         except Refused as refusal:
             self._metrics.rejected[refusal.reason] += 1
@@ -186,7 +189,7 @@ class EngineServer:
         request_ids.frombytes(abort.request_ids[: len(abort.request_ids) // 4 * 4])
         for request_id in request_ids:
             if request_id in lease.open_requests:
-                self._core.abort((lease.identity, request_id))
+                self._core.abort(lease.handle(request_id))
             else:
                 lease.remember_abort(request_id)
 
@@ -194,20 +197,15 @@ class EngineServer:
         """Aborts what a frontend left behind; the lease ends when the aborts have come through."""
         lease.is_ending = True
         for request_id in lease.open_requests:
-            self._core.abort((lease.identity, request_id))
+            self._core.abort(lease.handle(request_id))
 
-    def _reply(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
-            identity, request_id = cast(_Key, output.key)
-            lease = self._leases.get(identity)
-            assert lease is not None, "a lease outlives its requests"
-            lease.outbox.add(request_id, output)
-            if output.finish_reason is not None:
-                lease.open_requests.discard(request_id)
+    def _reply(self, outputs: StepOutputs) -> None:
+        self._leases.deliver(outputs)
         has_work = self._core.has_work
         now_s = self._clock()
         self._pulse.note(has_work, now_s)
         self._was_idle &= not has_work
+        self._collector.on_step(now_s)
         for lease in self._leases:
             self._flush(lease, now_s, at_once=not has_work)
             if lease.is_ending and not lease.open_requests:

@@ -21,6 +21,8 @@ class Settler:
         self._book = book
         self._slots = book.slots
         self._eos_token_ids = eos_token_ids
+        self._last_rows: DecodeRows | None = None
+        self._last_s = 0.0
 
     def settle(self, step: LaunchedStep, result: StepResult, ended: list[RequestOutput], now_s: float) -> StepOutputs:
         """The outputs of a step, after those of requests that `ended` without one."""
@@ -40,9 +42,14 @@ class Settler:
         rows = step.decodes
         token_ids = result.token_ids[:, : len(rows)]
         starts = self._slots.num_known[rows.slots]
-        is_special = self._find_special(rows, starts, token_ids, result)
-        if not is_special.any():
-            return self._append(rows.slots, starts, rows.num_prompt_tokens, rows.handles, token_ids, now_s)
+        is_special = self._find_special(step, starts, token_ids, result)
+        is_same = rows is self._last_rows
+        self._last_rows = rows
+        if is_special is None:
+            gap_s = now_s - self._last_s if is_same else None
+            self._last_s = now_s
+            return self._append(rows.slots, starts, rows.num_prompt_tokens, rows.handles, token_ids, now_s, gap_s)
+        self._last_s = now_s
         for row in np.flatnonzero(is_special).tolist():
             output = self._settle_decode(row, rows, result, now_s)
             if output is not None:
@@ -55,23 +62,30 @@ class Settler:
         )
 
     def _find_special(
-        self, rows: DecodeRows, starts: NDArray[np.int32], token_ids: NDArray[np.int32], result: StepResult
-    ) -> NDArray[np.bool_]:
-        """[rows]: who must be looked at, some of them in vain: an id may stop others, or come too early to stop."""
-        slots = self._slots
-        is_special: NDArray[np.bool_] = starts + len(token_ids) >= rows.max_num_tokens
+        self, step: LaunchedStep, starts: NDArray[np.int32], token_ids: NDArray[np.int32], result: StepResult
+    ) -> NDArray[np.bool_] | None:
+        """[rows]: who must be looked at, some in vain: an id may stop others, or come too early to stop. None: nobody."""
+        slots, rows = self._slots, step.decodes
+        found: list[NDArray[np.bool_]] = []
+        if step.reaches_max:
+            found.append(starts + len(token_ids) >= rows.max_num_tokens)
         is_eos = slots.is_eos[token_ids]
         if is_eos.any():
-            is_special |= (is_eos & rows.heeds_eos).any(axis=0)
+            found.append((is_eos & rows.heeds_eos).any(axis=0))
         if rows.any_stop_ids:
-            is_special |= ((slots.num_stopping[token_ids] > 0) & rows.has_stop_ids).any(axis=0)
+            found.append(((slots.num_stopping[token_ids] > 0) & rows.has_stop_ids).any(axis=0))
         if rows.any_logprobs:
-            is_special |= rows.wants_logprobs
+            found.append(rows.wants_logprobs)
         if result.errors:
-            is_special[[row for row in result.errors if row < len(rows)]] = True
+            has_failed = np.zeros(len(rows), np.bool_)
+            has_failed[[row for row in result.errors if row < len(rows)]] = True
+            found.append(has_failed)
         if rows.num_departures != slots.num_departures:
-            is_special |= slots.epochs[rows.slots] != rows.epochs
-        return is_special
+            found.append(slots.epochs[rows.slots] != rows.epochs)
+        if not found:
+            return None
+        is_special = found[0] if len(found) == 1 else np.logical_or.reduce(found)
+        return is_special if is_special.any() else None
 
     def _append(
         self,
@@ -81,8 +95,9 @@ class Settler:
         handles: NDArray[np.int64],
         token_ids: NDArray[np.int32],
         now_s: float,
+        gap_s: float | None = None,
     ) -> PlainTokens:
-        """Tokens [steps, n] of n requests that go on."""
+        """Tokens [steps, n] of n requests that go on; `gap_s`: so long after the last ones of all of them."""
         running, num_steps = self._slots, len(token_ids)
         for step in range(num_steps):
             running.token_ids[slots, starts + step] = token_ids[step]
@@ -92,7 +107,10 @@ class Settler:
             self._book.holdings.register_decoded(slot)
         metrics = self._book.metrics
         metrics.num_generation_tokens += token_ids.size
-        metrics.on_gaps((now_s - running.last_token_s[slots]) / num_steps, num_steps)
+        if gap_s is not None:
+            metrics.on_gap(gap_s / num_steps, num_steps * len(slots))
+        else:
+            metrics.on_gaps((now_s - running.last_token_s[slots]) / num_steps, num_steps)
         running.last_token_s[slots] = now_s
         return PlainTokens(handles=handles, positions=starts - num_prompt_tokens, token_ids=token_ids, slots=slots)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .decoding import DecodeRows
 from .kv_blocks import NewBlockIds
@@ -35,33 +36,33 @@ class LaunchedStep:
     decodes: DecodeRows
     chunks: tuple[Share, ...]
     launched_s: float
+    reaches_max: bool
+    """Some decodes may reach their max_num_tokens."""
 
 
 class BlockEntries:
     """New entries of one KV group's block tables."""
 
     def __init__(self) -> None:
-        self.slots: list[int] = []
-        self.columns: list[int] = []
-        self.block_ids: list[int] = []
+        self._parts: list[NDArray[np.int32]] = []
+        """[3, entries] each: slots, columns, block ids."""
 
-    def extend(self, slots: Sequence[int], columns: Sequence[int], block_ids: Sequence[int]) -> None:
-        """Adds entries, given as three sequences of one length."""
-        self.slots += slots
-        self.columns += columns
-        self.block_ids += block_ids
+    def add(self, slots: int | NDArray[np.int64], columns: Sequence[int] | NDArray[np.int32], block_ids: Sequence[int]) -> None:
+        """Entries of one slot, or of as many slots as blocks."""
+        part = np.empty((3, len(block_ids)), np.int32)
+        part[0], part[1], part[2] = slots, columns, block_ids
+        self._parts.append(part)
 
     def drop(self, slot: int) -> None:
         """Takes a slot's entries out again."""
-        kept = [entry for entry in zip(self.slots, self.columns, self.block_ids, strict=True) if entry[0] != slot]
-        self.slots, self.columns, self.block_ids = ([entry[i] for entry in kept] for i in range(3))
+        self._parts = [part[:, part[0] != slot] for part in self._parts]
 
     def finish(self) -> NewBlocks:
         """As arrays."""
-        if not self.slots:
+        if not self._parts:
             return _NO_BLOCKS
-        entries = np.array((self.slots, self.columns, self.block_ids), np.int32)
-        return NewBlocks(slots=entries[0], columns=entries[1], block_ids=entries[2])
+        slots, columns, block_ids = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts, axis=1)
+        return NewBlocks(slots=slots, columns=columns, block_ids=block_ids)
 
 
 _NOTHING = np.zeros(0, np.int32)
@@ -104,15 +105,17 @@ class StepDraft:
         if num_new:
             end = len(request.blocks.rows[0])
             for entries, block_ids in zip(self.entries, new_block_ids, strict=True):
-                entries.extend([request.slot] * num_new, range(end - num_new, end), block_ids)
+                entries.add(request.slot, range(end - num_new, end), block_ids)
 
     def start(self, request: Request) -> None:
         """A request has just got its slot; its rows begin with the blocks taken over from the prefix cache."""
         assert request.blocks is not None
         assert request.slot is not None
         for entries, row in zip(self.entries, request.blocks.rows, strict=True):
+            if not row:
+                continue
             columns = [column for column, block_id in enumerate(row) if block_id is not None]
-            entries.extend([request.slot] * len(columns), columns, [block_id for block_id in row if block_id is not None])
+            entries.add(request.slot, columns, [block_id for block_id in row if block_id is not None])
         num_prompt_tokens = request.num_prompt_tokens
         self._started.append(
             StartedRequest(
@@ -147,7 +150,7 @@ class StepDraft:
         for entries in self.entries:
             entries.drop(request.slot)
 
-    def finish(self, launched_s: float) -> LaunchedStep:
+    def finish(self, launched_s: float, reaches_max: bool) -> LaunchedStep:
         """The plan."""
         plan = StepPlan(
             started=tuple(self._started),
@@ -156,9 +159,9 @@ class StepDraft:
             new_blocks=tuple(entries.finish() for entries in self.entries),
             num_decode_steps=self.num_decode_steps,
         )
-        return LaunchedStep(plan, self.decodes, tuple(self._shares), launched_s)
+        return LaunchedStep(plan, self.decodes, tuple(self._shares), launched_s, reaches_max)
 
 
-def _int32s(token_ids: array[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _int32s(token_ids: array[int]) -> NDArray[np.int32]:
     """Over the memory of a slice nobody else has."""
     return np.frombuffer(token_ids, np.int32)

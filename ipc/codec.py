@@ -68,12 +68,16 @@ def _pack_fields(message: Any) -> list[Any]:
 
 
 def _pack(value: Any) -> Any:
+    if type(value) in _AS_THEY_ARE:
+        return value
     if dataclasses.is_dataclass(value):
         return _pack_fields(value)
     if type(value) is tuple:
         return [_pack(item) for item in value]
     return value
 
+
+_AS_THEY_ARE = frozenset((bytes, int, str, float, type(None)))
 
 _Reader = Callable[[Any, str], Any]
 

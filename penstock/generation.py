@@ -5,19 +5,23 @@ from __future__ import annotations
 import signal
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
+import numpy as np
+
 from .answers import Answer, position_logprobs
-from .engine.core import EngineCore, Refused
+from .engine.core import EngineCore, Refused, StepOutputs
+from .engine.core import RequestOutput as EngineOutput
 from .frontend.seeds import child_seed
 from .frontend.tokenizer import Tokenizer
 from .ipc.messages import Submit
 from .outputs import GenerationError, RequestOutput
 from .prompts import Prompt
 from .sampling_params import SamplingParams
+from .token_store import TokenStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,12 @@ class Generation:
                 self._submits.append(submit)
                 self._running[submit.request_id] = (index, answer)
 
+        self._tokens = TokenStore([submit.sampling.max_tokens for submit in self._submits])
+        self._is_watched = np.zeros(len(self._submits) + 1, np.bool_)
+        """By request_id: whether each token may complete a stop string."""
+        for request_id, (index, _) in self._running.items():
+            self._is_watched[request_id] = bool(jobs[index].params.stop_strings)
+
     def run(self, on_finished: Callable[[RequestOutput], None]) -> list[RequestOutput]:
         """The outputs in the order of the jobs; `on_finished` hears of each as its last answer ends.
 
@@ -79,7 +89,7 @@ class Generation:
     def _submit_all(self) -> None:
         try:
             for submit in self._submits:
-                self._core.submit(submit.request_id, submit)
+                self._core.submit(submit.request_id, submit, handle=submit.request_id)
         except Refused as refused:
             raise ValueError(refused.message) from refused
 
@@ -87,17 +97,29 @@ class Generation:
         """One step of the engine; the jobs of the answers that ended with it."""
         assert self._core.has_work, "the engine forgot a request"
         ended = []
-        for output in self._core.step():
-            if output.key not in self._running:
+        for output in self._outputs_to_read(self._core.step()):
+            if output.handle not in self._running:
                 continue
-            index, answer = self._running[output.key]
+            index, answer = self._running[output.handle]
+            if output.position > answer.num_tokens:
+                token_ids = self._tokens.get(output.handle, answer.num_tokens, output.position)
+                output = replace(output, position=answer.num_tokens, token_ids=token_ids + output.token_ids)
             answer.take(output)
             if answer.has_ended:
-                del self._running[output.key]
+                del self._running[output.handle]
                 ended.append(index)
                 if output.finish_reason is None:
                     self._core.abort(output.key)
         return ended
+
+    def _outputs_to_read(self, outputs: StepOutputs) -> Iterable[EngineOutput]:
+        """Tokens that can wait for their answer's end are only kept; those that may complete a stop string cannot."""
+        if outputs.plain is None:
+            return outputs.special
+        self._tokens.put(outputs.plain)
+        if not self._is_watched[outputs.plain.handles].any():
+            return outputs.special
+        return [*outputs.special, *(output for output in outputs.plain_outputs() if self._is_watched[output.handle])]
 
     def _leave(self) -> None:
         """Ends what still runs, and takes from the engine what it has to say about it."""

@@ -15,8 +15,8 @@ def key(name: str, group: int = 0) -> tuple[int, bytes]:
 def test_free_blocks_come_in_order_and_the_last_freed_first() -> None:
     pool = BlockPool(4)
     assert pool.allocate(3) == [0, 1, 2]
-    pool.release(0)
-    pool.release(2)
+    pool.release([0])
+    pool.release([2])
     assert pool.allocate(3) == [2, 0, 3]
     assert (pool.num_free, pool.num_cached, pool.num_owned) == (0, 0, 4)
 
@@ -24,9 +24,9 @@ def test_free_blocks_come_in_order_and_the_last_freed_first() -> None:
 def test_registered_blocks_stay_findable_after_their_owner() -> None:
     pool = BlockPool(3)
     pool.allocate(2)
-    pool.register(0, key("a"))
-    pool.release(0)
-    pool.release(1)
+    pool.register(0, [0], [key("a")[1]])
+    pool.release([0])
+    pool.release([1])
     assert (pool.num_free, pool.num_cached, pool.num_owned) == (2, 1, 0)
     assert pool.find(key("a")) == 0
     assert pool.find(key("a", group=1)) is None
@@ -39,9 +39,9 @@ def test_cached_blocks_are_given_up_after_free_ones_and_least_recently_freed_fir
     pool = BlockPool(3)
     pool.allocate(3)
     for block_id, name in enumerate("ab"):
-        pool.register(block_id, key(name))
+        pool.register(0, [block_id], [key(name)[1]])
     for block_id in (2, 1, 0):
-        pool.release(block_id)
+        pool.release([block_id])
     assert pool.allocate(1) == [2]
     assert pool.find(key("b")) == 1
     assert pool.allocate(1) == [1]
@@ -52,12 +52,12 @@ def test_cached_blocks_are_given_up_after_free_ones_and_least_recently_freed_fir
 def test_a_block_goes_back_only_when_its_last_owner_has_left() -> None:
     pool = BlockPool(2)
     pool.allocate(1)
-    pool.register(0, key("a"))
+    pool.register(0, [0], [key("a")[1]])
     pool.share(0)
-    pool.release(0)
+    pool.release([0])
     assert pool.is_owned(0)
     assert pool.num_available == 1
-    pool.release(0)
+    pool.release([0])
     assert pool.num_available == 2
     pool.check_integrity([])
 
@@ -65,10 +65,10 @@ def test_a_block_goes_back_only_when_its_last_owner_has_left() -> None:
 def test_of_two_blocks_with_the_same_content_the_first_is_found() -> None:
     pool = BlockPool(2)
     pool.allocate(2)
-    pool.register(0, key("a"))
-    pool.register(1, key("a"))
+    pool.register(0, [0], [key("a")[1]])
+    pool.register(0, [1], [key("a")[1]])
     assert pool.find(key("a")) == 0
-    pool.release(1)
+    pool.release([1])
     assert (pool.num_free, pool.num_cached) == (1, 0)
 
 
@@ -90,7 +90,7 @@ def test_the_audit_notices_a_lost_block() -> None:
 def test_the_audit_notices_an_index_that_contradicts_itself() -> None:
     pool = BlockPool(2)
     pool.allocate(1)
-    pool.register(0, key("a"))
+    pool.register(0, [0], [key("a")[1]])
     del pool._block_of[key("a")]
     with pytest.raises(IntegrityError, match="index"):
         pool.check_integrity([[0]])
@@ -100,12 +100,12 @@ def test_forgotten_content_is_found_no_more_and_owners_keep_their_blocks() -> No
     pool = BlockPool(3)
     pool.allocate(2)
     for block_id, name in enumerate("ab"):
-        pool.register(block_id, key(name))
-    pool.release(0)
+        pool.register(0, [block_id], [key(name)[1]])
+    pool.release([0])
     pool.forget_content()
     assert pool.find(key("a")) is None
     assert pool.find(key("b")) is None
     assert (pool.num_free, pool.num_cached, pool.num_owned) == (2, 0, 1)
     pool.check_integrity([[1]])
-    pool.release(1)
+    pool.release([1])
     pool.check_integrity([])

@@ -67,8 +67,7 @@ class Peer:
 
 def test_tokens_of_all_requests_travel_in_one_message() -> None:
     outbox, peer = Outbox(b"boot"), Peer()
-    outbox.add(1, output(0, [7], is_first=True))
-    outbox.add(2, output(4, [8, 9]))
+    outbox.add([(1, output(0, [7], is_first=True)), (2, output(4, [8, 9]))])
     outbox.flush(peer.send, 0.0, at_once=False)
     assert peer.told() == [[(1, 0, [7], 0), (2, 4, [8, 9], 0)]]
     (message,) = peer.received
@@ -80,24 +79,24 @@ def test_tokens_of_all_requests_travel_in_one_message() -> None:
 
 def test_tokens_in_between_wait_for_each_other_and_first_and_last_do_not() -> None:
     outbox, peer = Outbox(b"boot"), Peer()
-    outbox.add(1, output(0, [7], is_first=True))
+    outbox.add([(1, output(0, [7], is_first=True))])
     outbox.flush(peer.send, 0.0, at_once=False)
-    outbox.add(1, output(1, [8]))
+    outbox.add([(1, output(1, [8]))])
     outbox.flush(peer.send, FLUSH_INTERVAL_S / 2, at_once=False)
     assert len(peer.received) == 1
-    outbox.add(1, output(2, [9]))
+    outbox.add([(1, output(2, [9]))])
     outbox.flush(peer.send, FLUSH_INTERVAL_S, at_once=False)
     assert peer.told()[1:] == [[(1, 1, [8, 9], 0)]]
-    outbox.add(1, output(3, [10], finish=FinishReason.STOP))
+    outbox.add([(1, output(3, [10], finish=FinishReason.STOP))])
     outbox.flush(peer.send, FLUSH_INTERVAL_S, at_once=False)
     assert peer.told()[2:] == [[(1, 3, [10], FinishReason.STOP)]]
 
 
 def test_an_engine_that_falls_idle_keeps_nothing_back() -> None:
     outbox, peer = Outbox(b"boot"), Peer()
-    outbox.add(1, output(0, [7], is_first=True))
+    outbox.add([(1, output(0, [7], is_first=True))])
     outbox.flush(peer.send, 0.0, at_once=False)
-    outbox.add(1, output(1, [8]))
+    outbox.add([(1, output(1, [8]))])
     outbox.flush(peer.send, 0.0, at_once=True)
     assert outbox.is_empty
 
@@ -107,7 +106,7 @@ def test_a_slow_frontend_gets_everything_joined_later() -> None:
     peer.error = SlowPeer()
     outbox.reject(Rejected(5, RejectReason.INVALID, "no", None))
     for position in range(100):
-        outbox.add(1, output(position, [position], is_first=position == 0))
+        outbox.add([(1, output(position, [position], is_first=position == 0))])
         outbox.flush(peer.send, 0.0, at_once=True)
     peer.error = None
     outbox.flush(peer.send, RETRY_INTERVAL_S / 2, at_once=True)
@@ -121,7 +120,7 @@ def test_a_slow_frontend_gets_everything_joined_later() -> None:
 def test_a_frontend_that_is_gone_is_reported() -> None:
     outbox, peer = Outbox(b"boot"), Peer()
     peer.error = GonePeer()
-    outbox.add(1, output(0, [1], is_first=True))
+    outbox.add([(1, output(0, [1], is_first=True))])
     with pytest.raises(GonePeer):
         outbox.flush(peer.send, 0.0, at_once=True)
 
@@ -130,7 +129,7 @@ def test_joined_logprobs_stay_one_row_a_token() -> None:
     outbox, peer = Outbox(b"boot"), Peer()
     for position in range(2):
         row = PositionLogprobs(token_ids=[[position, 5]], logprobs=[[-1.5, -0.25]], ranks=[position + 1])
-        outbox.add(1, output(position, [position], logprobs=row))
+        outbox.add([(1, output(position, [position], logprobs=row))])
     outbox.flush(peer.send, 0.0, at_once=True)
     (message,) = peer.received
     assert isinstance(message, Outputs)
@@ -151,6 +150,6 @@ def test_what_is_too_much_for_one_message_is_divided_between_requests(monkeypatc
     monkeypatch.setattr(outbox_module, "MESSAGE_BYTES", 100)
     outbox, peer = Outbox(b"boot"), Peer()
     for request_id in range(1, 5):
-        outbox.add(request_id, output(0, array("i", range(20)).tolist(), is_first=True))
+        outbox.add([(request_id, output(0, array("i", range(20)).tolist(), is_first=True))])
     outbox.flush(peer.send, 0.0, at_once=True)
     assert [[entry[0] for entry in told] for told in peer.told()] == [[1, 2], [3, 4]]

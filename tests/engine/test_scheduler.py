@@ -61,7 +61,7 @@ def test_a_request_starts_with_its_prompt_and_goes_on_token_by_token() -> None:
     assert plan.started == ()
     (request,) = rows_of(plan)
     assert work(plan) == [(0, 5, 1)]
-    assert (request.token_ids, request.new_block_ids, request.samples_position) == ([7], ((),), 1)
+    assert (request.token_ids, request.new_block_ids, request.samples_position) == (None, ((),), 1)
     (output,) = scheduler.update(plan, result_of(plan, 8))
     assert (output.position, output.token_ids, output.num_cached_tokens) == (1, [8], None)
     assert run_step(scheduler, 9) == [("a", [9], FinishReason.LENGTH)]
@@ -91,12 +91,12 @@ def test_a_token_still_on_the_device_is_none_in_the_plan() -> None:
     second = planned(scheduler)
     assert rows_of(second)[0].token_ids is None
     assert rows_of(second)[0].samples_position == 1
-    assert list(scheduler.update(first, result_of(first, 7)))[0].token_ids == [7]
+    assert next(iter(scheduler.update(first, result_of(first, 7)))).token_ids == [7]
     third = planned(scheduler)
     assert rows_of(third)[0].token_ids is None
     assert scheduler.plan() is None, "max_tokens is known beforehand: nothing is wasted"
-    assert list(scheduler.update(second, result_of(second, 8)))[0].finish_reason is None
-    assert list(scheduler.update(third, result_of(third, 9)))[0].finish_reason is FinishReason.LENGTH
+    assert next(iter(scheduler.update(second, result_of(second, 8)))).finish_reason is None
+    assert next(iter(scheduler.update(third, result_of(third, 9)))).finish_reason is FinishReason.LENGTH
 
 
 def test_a_stop_found_late_wastes_one_token_that_nobody_sees() -> None:

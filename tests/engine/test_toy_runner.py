@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from penstock.engine.errors import EngineStartError
-from penstock.engine.plan import ScheduledRequest, StartedRequest, StepPlan, StepResult
+from penstock.engine.plan import NO_TOKEN, NewBlocks, ScheduledChunk, StartedRequest, StepPlan
 from penstock.engine.toy_config import ToyConfig, expected_tokens, ranked_logprob
 from penstock.engine.toy_runner import ToyFault, ToyRunner
 from penstock.ipc.messages import Sampling
@@ -25,71 +28,142 @@ def make_toy(config: ToyConfig = TOY, num_blocks: int = 8) -> ToyRunner:
     return ToyRunner(config, num_blocks=num_blocks, block_size=4)
 
 
-def scheduled(
-    start: int, token_ids: list[int] | None, blocks: tuple[int, ...] = (), position: int | None = 0
-) -> ScheduledRequest:
-    return ScheduledRequest(
-        slot=0,
-        num_computed_tokens=start,
-        num_new_tokens=1 if token_ids is None else len(token_ids),
-        token_ids=token_ids,
-        new_block_ids=(blocks,),
-        samples_position=position,
+def int32s(*values: int) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def entries(first_column: int = 0, block_ids: Sequence[int] = (), slot: int = 0) -> tuple[NewBlocks, ...]:
+    columns = range(first_column, first_column + len(block_ids))
+    return (NewBlocks(slots=int32s(*[slot] * len(block_ids)), columns=int32s(*columns), block_ids=int32s(*block_ids)),)
+
+
+def chunk(
+    start: int, token_ids: Sequence[int], blocks: Sequence[int] = (), position: int | None = 0, *, starts: bool = False
+) -> StepPlan:
+    """A chunk of the request in slot 0, with blocks from the first column it needs."""
+    sampling = Sampling(seed=0, max_tokens=8)
+    started = StartedRequest(slot=0, sampling=sampling, prompt_token_ids=PROMPT, output_token_ids=[])
+    row = ScheduledChunk(slot=0, num_computed_tokens=start, token_ids=int32s(*token_ids), samples_position=position)
+    first_column = 0 if starts else -(-start // 4)
+    return StepPlan(
+        started=(started,) if starts else (),
+        decode_slots=int32s(),
+        chunks=(row,),
+        new_blocks=entries(first_column, blocks),
     )
 
 
-def first_step(request: ScheduledRequest) -> StepPlan:
-    sampling = Sampling(seed=0, max_tokens=8)
-    started = StartedRequest(slot=request.slot, sampling=sampling, prompt_token_ids=PROMPT, output_token_ids=[])
-    return StepPlan(started=(started,), requests=(request,))
+def decode(num_steps: int = 1, new_blocks: tuple[NewBlocks, ...] | None = None) -> StepPlan:
+    return StepPlan(
+        started=(),
+        decode_slots=int32s(0),
+        chunks=(),
+        new_blocks=entries() if new_blocks is None else new_blocks,
+        num_decode_steps=num_steps,
+    )
 
 
-def run(runner: ToyRunner, request: ScheduledRequest) -> StepResult:
-    return runner.launch(StepPlan(started=(), requests=(request,))).wait()
+def run(runner: ToyRunner, plan: StepPlan) -> list[list[int]]:
+    """The sampled tokens: [steps][rows]."""
+    tokens: list[list[int]] = runner.launch(plan).wait().token_ids.tolist()
+    return tokens
+
+
+def started_toy(position: int | None = 0) -> ToyRunner:
+    """With the whole prompt computed."""
+    runner = make_toy()
+    run(runner, chunk(0, PROMPT, (0, 1), position, starts=True))
+    return runner
 
 
 def test_it_says_what_the_oracle_says_whatever_the_chunks_and_blocks() -> None:
     expected = expected_tokens(PROMPT, 2, TOY)
-    whole = make_toy().launch(first_step(scheduled(0, PROMPT, (0, 1)))).wait()
+    whole = run(make_toy(), chunk(0, PROMPT, (0, 1), starts=True))
     runner = make_toy()
-    assert runner.launch(first_step(scheduled(0, PROMPT[:3], (7,), None))).wait().token_ids == [[]]
-    assert whole.token_ids == run(runner, scheduled(3, PROMPT[3:], (2,))).token_ids == [expected[:1]]
-    assert run(runner, scheduled(6, None, (), 1)).token_ids == [expected[1:]]
+    assert run(runner, chunk(0, PROMPT[:3], (7,), None, starts=True)) == [[NO_TOKEN]]
+    assert whole == run(runner, chunk(3, PROMPT[3:], (2,))) == [expected[:1]]
+    assert run(runner, decode()) == [expected[1:]]
+
+
+def test_it_runs_ahead_of_its_host() -> None:
+    runner = started_toy()
+    expected = expected_tokens(PROMPT, 6, TOY)
+    assert run(runner, decode(3, entries(2, (5,)))) == [[token_id] for token_id in expected[1:4]]
+    assert run(runner, decode(2)) == [[token_id] for token_id in expected[4:6]]
 
 
 def test_a_wrong_block_changes_what_it_says() -> None:
-    runner = make_toy()
-    runner.launch(first_step(scheduled(0, PROMPT, (0, 1)))).wait()
-    shared = first_step(scheduled(4, PROMPT[4:], (0, 2)))
-    wrong = first_step(scheduled(4, PROMPT[4:], (3, 2)))
+    runner = started_toy()
     expected = [expected_tokens(PROMPT, 1, TOY)]
-    assert runner.launch(shared).wait().token_ids == expected
-    assert runner.launch(wrong).wait().token_ids != expected
+    assert run(runner, chunk(4, PROMPT[4:], (0, 2), starts=True)) == expected
+    assert run(runner, chunk(4, PROMPT[4:], (3, 2), starts=True)) != expected
 
 
 @pytest.mark.parametrize(
-    "request_",
-    [scheduled(5, [1]), scheduled(7, [1]), dataclasses.replace(scheduled(6, [1, 2]), num_new_tokens=1)],
-    ids=["a position again", "a position left out", "another number of tokens"],
+    "plan",
+    [
+        chunk(5, [10]),
+        chunk(7, [10]),
+        chunk(6, [1], (2,), 1),
+        decode(4),
+        decode(1, entries(1, (2,))),
+        decode(1, entries(2, (8,))),
+        decode(1, entries(2, (3,), slot=1)),
+        decode(1, (*entries(), *entries())),
+        decode(0),
+        dataclasses.replace(decode(), decode_slots=int32s(0, 0)),
+        dataclasses.replace(decode(), decode_slots=int32s(1)),
+        dataclasses.replace(decode(), decode_slots=np.array([0], np.int64)),
+        dataclasses.replace(chunk(0, PROMPT, (0, 1), starts=True), num_decode_steps=2),
+        chunk(0, PROMPT, (0, 1), 1, starts=True),
+        chunk(0, PROMPT, (0,), starts=True),
+        chunk(0, [], (0,), None, starts=True),
+    ],
+    ids=[
+        "a position again",
+        "a position left out",
+        "a token of the host's where the device has its own",
+        "beyond the last block",
+        "another block in a column",
+        "a block that does not exist",
+        "a block for somebody else",
+        "another number of groups",
+        "no step",
+        "a slot twice",
+        "a slot that was never started",
+        "another type",
+        "several steps of a prompt",
+        "another position",
+        "a prompt longer than its blocks",
+        "an empty chunk",
+    ],
 )
-def test_a_plan_that_contradicts_the_device_is_a_fault(request_: ScheduledRequest) -> None:
-    runner = make_toy()
-    runner.launch(first_step(scheduled(0, PROMPT, (0, 1)))).wait()
+def test_a_plan_that_contradicts_the_device_or_itself_is_a_fault(plan: StepPlan) -> None:
+    runner = started_toy()
     with pytest.raises(ToyFault):
-        run(runner, request_)
+        run(runner, plan)
+
+
+@pytest.mark.parametrize("fields", [{"logprobs": 0}, {"min_tokens": 3}])
+def test_nobody_runs_ahead_whose_tokens_depend_on_the_position(fields: dict[str, int]) -> None:
+    runner = make_toy()
+    plan = chunk(0, PROMPT, (0, 1), starts=True)
+    sampling = Sampling(seed=0, max_tokens=8, **fields)
+    run(runner, dataclasses.replace(plan, started=(dataclasses.replace(plan.started[0], sampling=sampling),)))
+    with pytest.raises(ToyFault, match="ahead"):
+        run(runner, decode(2))
 
 
 def test_a_token_that_was_never_sampled_cannot_be_read() -> None:
-    runner = make_toy()
-    runner.launch(first_step(scheduled(0, PROMPT, (0, 1), None))).wait()
+    runner = started_toy(None)
     with pytest.raises(ToyFault, match="sampled no token"):
-        run(runner, scheduled(6, None))
+        run(runner, decode())
 
 
 def test_steps_run_in_the_order_of_their_launch_when_they_are_waited_for() -> None:
     runner = make_toy()
-    first = runner.launch(first_step(scheduled(0, PROMPT, (0, 1))))
-    second = runner.launch(StepPlan(started=(), requests=(scheduled(6, None, (), 1),)))
+    first = runner.launch(chunk(0, PROMPT, (0, 1), starts=True))
+    second = runner.launch(decode())
     tokens = second.wait().token_ids[0], first.wait().token_ids[0]
     assert [*tokens[1], *tokens[0]] == expected_tokens(PROMPT, 2, TOY)
 
@@ -102,12 +176,12 @@ def test_a_step_takes_its_time() -> None:
         now_s[0] += duration_s
 
     runner = ToyRunner(config, num_blocks=8, block_size=4, clock=lambda: now_s[0], sleep=sleep)
-    first = runner.launch(first_step(scheduled(0, PROMPT, (0, 1))))
-    second = runner.launch(StepPlan(started=(), requests=(scheduled(6, None, (), 1),)))
+    first = runner.launch(chunk(0, PROMPT, (0, 1), starts=True))
+    second = runner.launch(decode(2))
     first.wait()
     assert now_s[0] == 10.5
     second.wait()
-    assert now_s[0] == 11.0
+    assert now_s[0] == 11.5
 
 
 def test_a_window_hides_what_is_behind_it() -> None:
