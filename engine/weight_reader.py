@@ -109,7 +109,7 @@ class WeightReader:
             with contextlib.suppress(OSError):  # a kernel without them
                 buffer.madvise(mmap.MADV_HUGEPAGE)  # far fewer pages to fault in and to pin
         self.read_s = 0.0
-        """From the first byte to the last one."""
+        """From the beginning to the last byte read so far, waits for buffers included."""
         self._waiting, self._to_fetch = deque(chunks), deque(chunks)
         self._in_work: deque[tuple[Chunk, mmap.mmap, list[Future[None]]]] = deque()
         self._files: dict[Path, int] = {}
@@ -131,7 +131,6 @@ class WeightReader:
                 chunk, buffer, reads = self._in_work.popleft()
             for read in reads:
                 read.result()
-            self.read_s = time.monotonic() - self._began_s
             yield FilledBuffer(chunk, buffer, lambda buffer=buffer: self._fill(buffer))  # type: ignore[misc]
 
     def _fill(self, buffer: mmap.mmap) -> None:
@@ -163,6 +162,7 @@ class WeightReader:
                     if count == 0:
                         raise unreadable(chunk.path, "it has become shorter")
                     done += count
+            self.read_s = time.monotonic() - self._began_s
         except OSError as error:
             raise unreadable(chunk.path, error) from error
 
