@@ -20,12 +20,12 @@ from pathlib import Path
 from .errors import EngineStartError
 from .safetensors_header import TensorEntry, read_header, unreadable
 
-BUFFER_BYTES = 128 << 20
+BUFFER_BYTES = 64 << 20
 NUM_BUFFERS = 4
 NUM_THREADS = 8
-READ_BYTES = 16 << 20
+READ_BYTES = 8 << 20
 """Of one call: large enough that a thread seldom needs the interpreter's lock, small enough that all share a buffer's work."""
-NUM_CHUNKS_AHEAD = 32
+NUM_CHUNKS_AHEAD = 64
 """So far beyond the buffers the system is asked to fetch from the disk; not all at once, which could push out what is next."""
 
 
@@ -113,7 +113,7 @@ class WeightReader:
         self._waiting, self._to_fetch = deque(chunks), deque(chunks)
         self._in_work: deque[tuple[Chunk, mmap.mmap, list[Future[None]]]] = deque()
         self._files: dict[Path, int] = {}
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="weights")
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="weights")
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="weights-ahead")
         self._lock = threading.Lock()
         self._is_closed = False

@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, nargs="*", default=[], help="models to write a checkpoint of and start")
     parser.add_argument("--work-dir", type=Path, help="for checkpoints and Triton's cache (default: a temporary directory)")
     parser.add_argument("--repeat", type=int, default=2, help="starts of each; the first finds an empty Triton cache")
+    parser.add_argument("--load-grid", action="store_true", help="run scripts.bench_load on each written checkpoint, too")
     parser.add_argument("flags", nargs="*", help="of penstock serve, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="penstock-start-", dir=arguments.work_dir) as directory:
@@ -213,6 +214,8 @@ def main() -> None:
                 source_dir = work_dir / model_dir.name
                 num_bytes = write_checkpoint(model_dir, source_dir)
                 print(f"wrote {num_bytes / 1e9:.1f} GB in {time.perf_counter() - began_s:.1f} s", file=sys.stderr, flush=True)
+                if arguments.load_grid:
+                    subprocess.run([sys.executable, "-m", "scripts.bench_load", str(source_dir)], check=True)
             for _ in range(1 if triton_dir.exists() else arguments.repeat):
                 starts.append(measure(source_dir, weights, arguments.flags, triton_dir, work_dir / "log"))
                 print(json.dumps(asdict(starts[-1])), flush=True)
