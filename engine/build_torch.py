@@ -22,7 +22,7 @@ from .cuda_context import begin_cuda_context
 from .errors import EngineStartError
 from .facts import ModelFacts
 from .kernel_cache import keep_kernels
-from .kernels_ahead import compile_kernels
+from .kernels_ahead import CapturesGraphs, compile_kernels
 from .memory import MemoryPlan, plan_memory
 from .memory_probe import probe_memory
 from .model_config import ModelConfig
@@ -179,8 +179,16 @@ def _build_runner(
                 with start_up.phase("libraries"):
                     _wake_libraries(device, dtype)
                 with start_up.phase("kernels"):
-                    compile_kernels(runner, repr((model_config, config, memory_plan)), place.environment)
+                    compile_kernels(runner, _kind(config, model_config), place.environment)
+        if device.type == "cuda" and isinstance(runner, CapturesGraphs):
+            with start_up.phase("graphs"):
+                runner.prepare()
         return runner
+
+
+def _kind(config: EngineConfig, model_config: ModelConfig) -> str:
+    """What of the settings decides about kernels, or may."""
+    return repr((model_config, config.dtype, config.block_size, config.max_num_seqs, config.max_num_batched_tokens))
 
 
 def _wake_libraries(device: torch.device, dtype: torch.dtype) -> None:

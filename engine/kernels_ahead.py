@@ -1,4 +1,4 @@
-"""The kernels of a runner's usual steps, compiled while its weights are loaded, where Triton's cache does not have them yet."""
+"""What a runner on a GPU can have done before its first step: kernels compiled while its weights are loaded, graphs captured."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class LaunchesKernels(Protocol):
 
     def kernel_calls(self) -> Sequence[Callable[[], object]]:
         """Calls that together launch every kernel of usual steps; see kernels.triton_compile.compile_ahead."""
+
+
+@runtime_checkable
+class CapturesGraphs(Protocol):
+    """A runner with CUDA graphs."""
+
+    def prepare(self) -> None:
+        """Captures the first graphs; to be called once, when nothing else uses the device, before the engine is ready."""
 
 
 def compile_kernels(runner: object, kind: str, environment: Mapping[str, str]) -> None:

@@ -99,7 +99,14 @@ class WeightReader:
     Raises EngineStartError at once for a header that is broken; `filled` raises it for what goes wrong later.
     """
 
-    def __init__(self, files: Sequence[Path], is_wanted: Callable[[str], bool], *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        is_wanted: Callable[[str], bool],
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        num_threads: int = NUM_THREADS,
+    ) -> None:
         self.tensors = {path: tuple(entry for entry in read_header(path) if is_wanted(entry.name)) for path in files}
         chunks = [chunk for path, entries in self.tensors.items() for chunk in plan_chunks(path, entries, buffer_bytes)]
         self.total_bytes = sum(chunk.num_bytes for chunk in chunks)
