@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
@@ -183,8 +184,7 @@ def _build_runner(
                 max_model_len=memory_plan.max_model_len,
                 products=INVARIANT if config.deterministic else FAST,
             )
-        weights = _WeightLoading(model, model_dir, reader, config.seed, start_up)
-        try:
+        with _WeightLoading(model, model_dir, reader, config.seed, start_up):
             with start_up.phase("KV cache"):
                 runner = ModelRunner(
                     model,
@@ -202,13 +202,15 @@ def _build_runner(
                 with start_up.phase("libraries"):
                     _wake_libraries(device, dtype)
                 with start_up.phase("kernels"):
-                    compile_kernels(runner, repr((model_config, config, memory_plan)), place.environment)
-        finally:
-            weights.wait()
-        weights.check()
-        with start_up.phase("CUDA graphs"):
+                    compile_kernels(runner, _kind(config, model_config), place.environment)
+        with start_up.phase("graphs"):
             runner.prepare()
         return runner
+
+
+def _kind(config: EngineConfig, model_config: ModelConfig) -> str:
+    """What of the settings decides about kernels, or may."""
+    return repr((model_config, config.dtype, config.block_size, config.max_num_seqs, config.max_num_batched_tokens))
 
 
 def _wake_libraries(device: torch.device, dtype: torch.dtype) -> None:
@@ -222,40 +224,48 @@ def _wake_libraries(device: torch.device, dtype: torch.dtype) -> None:
 
 
 class _WeightLoading:
-    """Weights on their way into a model, in a thread."""
+    """Fills a model with weights in a thread while the `with` block runs, whose end waits for it and raises what went wrong."""
 
     def __init__(self, model: CausalLM, model_dir: Path, reader: WeightReader | None, seed: int, start_up: StartUp) -> None:
+        """Without a `reader` the weights are made up from `seed`."""
         self._model, self._model_dir, self._reader, self._seed, self._start_up = model, model_dir, reader, seed, start_up
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._load, name="load-weights")
+
+    def __enter__(self) -> None:
         self._thread.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._give_up()
+            return
+        try:
+            self._thread.join()
+        except BaseException:  # a signal ends the start, and need not wait for the disk
+            self._give_up()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _give_up(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._thread.join()
 
     def _load(self) -> None:
         import torch
 
-        try:
-            with torch.inference_mode():
-                self._load_or_make()
-        except BaseException as error:  # raised again by `check`, in the thread that waits
-            self._error = error
-
-    def _load_or_make(self) -> None:
         from .dummy_weights import fill_with_dummy_weights
         from .weights import load_weights
 
-        if self._reader is None:
-            with self._start_up.phase("weights made"):
-                fill_with_dummy_weights(self._model, self._seed)
-            return
-        with self._start_up.phase("weights copied"):
-            load_weights(self._model, self._model_dir, reader=self._reader)
-        self._start_up.note("weights read", self._reader.read_s)
-
-    def wait(self) -> None:
-        """Returns when loading has ended, one way or the other."""
-        self._thread.join()
-
-    def check(self) -> None:
-        """Raises what the loading raised."""
-        if self._error is not None:
-            raise self._error
+        try:
+            with torch.inference_mode():
+                if self._reader is None:
+                    with self._start_up.phase("weights made"):
+                        fill_with_dummy_weights(self._model, self._seed)
+                    return
+                with self._start_up.phase("weights copied"):
+                    load_weights(self._model, self._model_dir, reader=self._reader)
+                self._start_up.note("weights read", self._reader.read_s)
+        except BaseException as error:  # raised again by the thread that waits
+            self._error = error

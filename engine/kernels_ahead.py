@@ -1,4 +1,4 @@
-"""The kernels of a runner's usual steps, compiled while its weights are loaded, where Triton's cache does not have them yet."""
+"""What a runner on a GPU can have done before its first step: kernels compiled while its weights are loaded."""
 
 from __future__ import annotations
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TextIO
-
-from tqdm import tqdm  # type: ignore[import-untyped]
+from typing import Any, TextIO
 
 LINE_INTERVAL_S = 5.0
 """Between two lines, where there is no terminal."""
@@ -19,11 +17,7 @@ class ByteProgress:
         self.description, self.total_bytes, self.stream = description, total_bytes, stream
         self.done_bytes = 0
         self._started_s = self._last_line_s = time.monotonic()
-        self._bar = (
-            tqdm(total=total_bytes, desc=description, unit="B", unit_scale=True, unit_divisor=1024, file=stream, leave=False)
-            if stream.isatty()
-            else None
-        )
+        self._bar = _make_bar(description, total_bytes, stream) if stream.isatty() else None
 
     def advance(self, num_bytes: int) -> None:
         """This many more bytes are done."""
@@ -46,6 +40,12 @@ class ByteProgress:
 
     def _print(self, line: str) -> None:
         print(line, file=self.stream, flush=True)
+
+
+def _make_bar(description: str, total_bytes: int, stream: TextIO) -> Any:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(total=total_bytes, desc=description, unit="B", unit_scale=True, unit_divisor=1024, file=stream, leave=False)
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -20,12 +20,12 @@ from pathlib import Path
 from .errors import EngineStartError
 from .safetensors_header import TensorEntry, read_header, unreadable
 
-BUFFER_BYTES = 128 << 20
+BUFFER_BYTES = 64 << 20
 NUM_BUFFERS = 4
 NUM_THREADS = 8
-READ_BYTES = 16 << 20
+READ_BYTES = 8 << 20
 """Of one call: large enough that a thread seldom needs the interpreter's lock, small enough that all share a buffer's work."""
-NUM_CHUNKS_AHEAD = 32
+NUM_CHUNKS_AHEAD = 64
 """So far beyond the buffers the system is asked to fetch from the disk; not all at once, which could push out what is next."""
 
 
@@ -99,7 +99,14 @@ class WeightReader:
     Raises EngineStartError at once for a header that is broken; `filled` raises it for what goes wrong later.
     """
 
-    def __init__(self, files: Sequence[Path], is_wanted: Callable[[str], bool], *, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        is_wanted: Callable[[str], bool],
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        num_threads: int = NUM_THREADS,
+    ) -> None:
         self.tensors = {path: tuple(entry for entry in read_header(path) if is_wanted(entry.name)) for path in files}
         chunks = [chunk for path, entries in self.tensors.items() for chunk in plan_chunks(path, entries, buffer_bytes)]
         self.total_bytes = sum(chunk.num_bytes for chunk in chunks)
@@ -109,11 +116,11 @@ class WeightReader:
             with contextlib.suppress(OSError):  # a kernel without them
                 buffer.madvise(mmap.MADV_HUGEPAGE)  # far fewer pages to fault in and to pin
         self.read_s = 0.0
-        """From the first byte to the last one."""
+        """From the beginning to the last byte read so far, waits for buffers included."""
         self._waiting, self._to_fetch = deque(chunks), deque(chunks)
         self._in_work: deque[tuple[Chunk, mmap.mmap, list[Future[None]]]] = deque()
         self._files: dict[Path, int] = {}
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="weights")
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="weights")
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="weights-ahead")
         self._lock = threading.Lock()
         self._is_closed = False
@@ -131,7 +138,6 @@ class WeightReader:
                 chunk, buffer, reads = self._in_work.popleft()
             for read in reads:
                 read.result()
-            self.read_s = time.monotonic() - self._began_s
             yield FilledBuffer(chunk, buffer, lambda buffer=buffer: self._fill(buffer))  # type: ignore[misc]
 
     def _fill(self, buffer: mmap.mmap) -> None:
@@ -163,6 +169,7 @@ class WeightReader:
                     if count == 0:
                         raise unreadable(chunk.path, "it has become shorter")
                     done += count
+            self.read_s = time.monotonic() - self._began_s
         except OSError as error:
             raise unreadable(chunk.path, error) from error
 

@@ -103,7 +103,7 @@ class _CudaCopier:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pinned: dict[int, mmap.mmap] = {}
         self._previous: tuple[torch.cuda.Event, FilledBuffer] | None = None
 
@@ -115,7 +115,7 @@ class _CudaCopier:
     def __exit__(self, *error: object) -> None:
         self._stream.synchronize()
         for address in self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(address)
+            torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
     def copy(self, filled: FilledBuffer, targets: dict[str, WeightTarget]) -> None:
         """Queues the copies of the chunk's pieces."""
@@ -135,7 +135,7 @@ class _CudaCopier:
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         if whole.data_ptr() in self._pinned:
             return
-        code = int(torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0))
+        code = int(torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0))  # type: ignore[no-untyped-call]
         if code:
             raise EngineStartError(f"CUDA refuses to pin {format_bytes(whole.nbytes)} of memory (error {code})")
         self._pinned[whole.data_ptr()] = memory

@@ -96,7 +96,7 @@ class AttentionBatch:
     prefill_work: PrefillWork | None = None
     """See ops.plan_attention."""
     max_num_chunks: int | None = None
-    """No more rows than that have over MAX_DECODE_QUERY_LEN query tokens. None: as many as T and R allow. It saves programs that
-    find nothing to do."""
+    """No more rows than that have over MAX_DECODE_QUERY_LEN query tokens. None: as many as T and R allow. It saves programs
+    that find nothing to do."""
     chunks_start_at_zero: bool = False
     """The host knows that every row with more than MAX_DECODE_QUERY_LEN query tokens starts at position 0."""

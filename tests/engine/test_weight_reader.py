@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +137,37 @@ def test_leaving_ends_the_reading(path: Path) -> None:
     with WeightReader([path], lambda _: True, buffer_bytes=16) as reader:
         next(reader.filled())
     assert len(os.listdir("/proc/self/fd")) == num_open  # noqa: PTH208
+
+
+def test_whoever_waits_is_released_when_reading_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_read = threading.Event()
+    preadv = os.preadv
+
+    def slow_preadv(*arguments: Any) -> int:
+        may_read.wait(10)
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", slow_preadv)
+    reader = WeightReader([path], lambda _: True, buffer_bytes=16)
+    errors: list[BaseException] = []
+
+    def consume() -> None:
+        try:
+            drain(reader)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    while not reader._is_closed:
+        time.sleep(0.001)
+    may_read.set()
+    thread.join(10)
+    closing.join(10)
+    assert not thread.is_alive()
+    assert not closing.is_alive()
 
 
 def test_an_entry_counts_its_bytes() -> None:
