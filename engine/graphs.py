@@ -21,8 +21,9 @@ from .progress import format_bytes
 from .step_program import StepProgram
 from .step_sizes import StepSize, StepSizes
 
-GRAPH_MEMORY_BYTES = 1 << 30
-"""What all graphs and their pool may take; measured, as what is missing from the device's free memory after each capture."""
+GRAPH_MEMORY_BYTES = 3 << 30
+"""What all graphs and their pool may take; measured, as what is missing from the device's free memory after each capture. What
+the same step takes without a graph, as in the run before its capture, is none of it."""
 MIN_FREE_BYTES = 256 << 20
 """So much must be free for a capture to begin."""
 
@@ -96,6 +97,7 @@ class StepGraphs:
         try:
             self._make_empty(size)
             self._warm_up(size)
+            free_bytes = torch.cuda.mem_get_info(self._device)[0]
             captured = self._capture(size)
         except torch.OutOfMemoryError as error:
             self._schedule.give_up(size, self._clock() - start_s)

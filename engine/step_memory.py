@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .config import EngineConfig
 from .model_config import DTYPE_BYTES, ModelConfig
 
-CUDA_GRAPH_BYTES = 1 << 30
+CUDA_GRAPH_BYTES = 3 << 30
 """What captured graphs may take: their memory pool and what the driver keeps of them."""
 CUDA_LIBRARY_BYTES = 512 << 20
 """For matrix products' workspaces, loaded kernels, buffers that weights are converted in, fragments of the allocator."""
