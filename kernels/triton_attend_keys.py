@@ -87,8 +87,8 @@ def attend_keys(  # type: ignore[no-untyped-def]
     for first in range(first_key, end_key, KEYS):
         b_keys = first + i_key
         exists = b_keys < end_key
-        b_places = (b_blocks.to(tl.int64) * num_kv_heads + i_head) * BLOCK_SIZE + b_keys % BLOCK_SIZE
-        b_offsets = b_places[:, None] * HEAD_DIM + i_dim[None, :]
+        b_places = (b_blocks * num_kv_heads + i_head) * BLOCK_SIZE + b_keys % BLOCK_SIZE
+        b_offsets = b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :]
         if DIMS == HEAD_DIM:
             readable = tl.broadcast_to(exists[:, None], (KEYS, DIMS))
         else:

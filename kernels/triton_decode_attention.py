@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .attention_batch import AttentionBatch
 from .triton_attend_keys import Tuning, attend_keys, grid_size, load_blocks, padded_dims, tile_keys
-from .triton_decode_plan import ITEM_FIELDS, plan_attention, query_rows
+from .triton_decode_plan import ITEM_FIELDS, plan_attention, query_rows, unpack
 from .triton_launch import has_pdl
 from .triton_shared_attention import SHARED_TUNING, attend_shared
 
@@ -93,16 +93,14 @@ def _load_item(items, i_item):  # type: ignore[no-untyped-def]
         tl.load(fields + 4),
         tl.load(fields + 5),
         tl.load(fields + 6),
-        tl.load(fields + 7),
     )
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _start_item(block_table, table_stride, item, is_real, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The item's row of the block table and the blocks of its first keys. What is not real may hold anything."""
+def _load_first_blocks(block_table, table_stride, item, is_real, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The blocks of an item's first keys; of nothing where it is not real, whatever its fields hold."""
     table = block_table + tl.where(is_real, item[0], 0).to(tl.int64) * table_stride
-    first_key, end_key = tl.where(is_real, item[1], 0), tl.where(is_real, item[2], 0)
-    return table, load_blocks(table, first_key, end_key, BLOCK_SIZE, KEYS)
+    return load_blocks(table, tl.where(is_real, item[1], 0), tl.where(is_real, item[2], 0), BLOCK_SIZE, KEYS)
 
 
 @triton.jit(do_not_specialize=["max_items", "table_stride"])  # type: ignore[untyped-decorator, unused-ignore]
@@ -142,16 +140,16 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     # An item is read while the one before it is computed, and its first blocks are looked up under that one's end.
     next_item = _load_item(items, tl.program_id(0) // num_kv_heads)
     num_work = tl.load(num_items) * num_kv_heads
-    next_table, b_next_blocks = _start_item(block_table, table_stride, next_item, tl.program_id(0) < num_work, BLOCK_SIZE, KEYS)
+    b_next_blocks = _load_first_blocks(block_table, table_stride, next_item, tl.program_id(0) < num_work, BLOCK_SIZE, KEYS)
     if PDL:
         tl.extra.cuda.gdc_wait()
     for i_work in range(tl.program_id(0), num_work, tl.num_programs(0)):
-        _, first_key, end_key, first_token, num_tokens, first_position, first_partial, packed_parts = next_item
-        table, b_blocks = next_table, b_next_blocks
+        slot, first_key, end_key, first_token, first_position, first_partial, packed = next_item
+        b_blocks = b_next_blocks
         next_work = i_work + tl.num_programs(0)
         next_item = _load_item(items, tl.minimum(next_work // num_kv_heads, max_items - 1))
         i_head = i_work % num_kv_heads
-        part, num_parts, num_splits = packed_parts & 0xFF, (packed_parts >> 8) & 0xFF, packed_parts >> 16
+        part, num_parts, num_splits, num_tokens = unpack(packed)
 
         exists = i_row < num_tokens * GROUP
         stored = exists[:, None] & (i_dim < HEAD_DIM)[None, :]
@@ -163,7 +161,7 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
             first_position + b_tokens,
             k_cache,
             v_cache,
-            table,
+            block_table + slot.to(tl.int64) * table_stride,
             b_blocks,
             i_head,
             num_kv_heads,
@@ -178,7 +176,7 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
             WINDOW,
             EVICTION,
         )
-        next_table, b_next_blocks = _start_item(block_table, table_stride, next_item, next_work < num_work, BLOCK_SIZE, KEYS)
+        b_next_blocks = _load_first_blocks(block_table, table_stride, next_item, next_work < num_work, BLOCK_SIZE, KEYS)
         if num_parts == 1:
             b_out_rows = (first_token + b_tokens).to(tl.int64) * num_heads + b_heads
             tl.store(out + b_out_rows[:, None] * HEAD_DIM + i_dim[None, :], b_out.to(out.dtype.element_ty), mask=stored)

@@ -17,8 +17,8 @@ from .attention_batch import MAX_DECODE_QUERY_LEN, MAX_SHARED_CHUNKS, AttentionB
 from .triton_attend_keys import padded_dims
 
 ITEM_FIELDS = tl.constexpr(8)
-"""Of an item: slot; first and end of its keys; first query token, number of them, position of the first one; first partial
-result of the query tile; parts as _pack_parts has them."""
+"""Of an item, the last unused: slot; first and end of its keys; first query token and its position; first partial result of the
+query tile; what _pack packs."""
 MIN_QUERY_ROWS = 16
 """Rows of the smallest matrix product."""
 MAX_SPLITS = 16
@@ -83,9 +83,15 @@ def _count(b_query_lens, b_num_splits, b_num_chunks, TILE_TOKENS: tl.constexpr):
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _pack_parts(b_part, b_num_parts, b_num_splits):  # type: ignore[no-untyped-def]
-    """A part's index in the row's order, how many parts there are, and how many of them are splits (not shared chunks)."""
-    return b_part | (b_num_parts << 8) | (b_num_splits << 16)
+def _pack(b_part, b_num_parts, b_num_splits, b_num_tokens):  # type: ignore[no-untyped-def]
+    """A part's index in the row's order, how many there are, how many of them are splits (not shared chunks); query tokens."""
+    return b_part | (b_num_parts << 8) | (b_num_splits << 16) | (b_num_tokens << 24)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def unpack(packed):  # type: ignore[no-untyped-def]
+    """(part, number of parts, number of splits, query tokens) of an item."""
+    return packed & 0xFF, (packed >> 8) & 0xFF, (packed >> 16) & 0xFF, packed >> 24
 
 
 @triton.jit(do_not_specialize=["num_rows", "split_keys", "max_splits"])  # type: ignore[untyped-decorator, unused-ignore]
@@ -153,10 +159,10 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
     tl.store(fields + 1, b_item_keys, mask=is_item)
     tl.store(fields + 2, b_ends, mask=is_item)
     tl.store(fields + 3, b_starts[:, None] + b_tiles * TILE_TOKENS, mask=is_item)
-    tl.store(fields + 4, b_tile_tokens, mask=is_item)
-    tl.store(fields + 5, (b_contexts - b_lens)[:, None] + b_tiles * TILE_TOKENS, mask=is_item)
-    tl.store(fields + 6, b_tile_partials, mask=is_item)
-    tl.store(fields + 7, _pack_parts(b_parts + b_chunks[:, None], b_num_parts, b_splits[:, None]), mask=is_item)
+    tl.store(fields + 4, (b_contexts - b_lens)[:, None] + b_tiles * TILE_TOKENS, mask=is_item)
+    tl.store(fields + 5, b_tile_partials, mask=is_item)
+    packed = _pack(b_parts + b_chunks[:, None], b_num_parts, b_splits[:, None], b_tile_tokens)
+    tl.store(fields + 6, packed, mask=is_item)
     for i_head in range(num_kv_heads):
         tl.store(arrivals + b_tile_partials * num_kv_heads + i_head, 0, mask=is_item & (b_num_parts > 1) & (b_parts == 0))
 
