@@ -11,7 +11,8 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from .attention_batch import MAX_DECODE_QUERY_LEN, AttentionBatch, PrefillWork
 from .prefill_work import choose_tile_rows, max_prefill_tiles
 
-_BLOCK_TILES = 32
+_COMPARISONS = 4096
+"""Pairs of tile and row that a program holds in registers at a time."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -76,6 +77,7 @@ def list_tiles(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork
     num_chunks = num_rows if batch.max_num_chunks is None else batch.max_num_chunks
     max_tiles = max_prefill_tiles(num_tokens, num_chunks, queries)
     tiles = torch.zeros((max_tiles, 4), dtype=torch.int32, device=batch.query_start.device)
+    block_rows = triton.next_power_of_2(num_rows)
     _plan_kernel[(num_rows,)](
         tiles,
         batch.query_start,
@@ -84,7 +86,7 @@ def list_tiles(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork
         num_rows,
         LONGER_THAN=MAX_DECODE_QUERY_LEN,
         QUERIES=queries,
-        BLOCK_ROWS=triton.next_power_of_2(num_rows),
-        BLOCK_TILES=_BLOCK_TILES,
+        BLOCK_ROWS=block_rows,
+        BLOCK_TILES=min(256, max(8, _COMPARISONS // block_rows)),
     )
     return PrefillWork(tiles=tiles, tile_rows=tile_rows)
