@@ -1,107 +1,36 @@
 """Paged attention of rows with few query tokens: every key and value is read once, by items that triton_decode_plan cut.
 
 A grid of fixed size walks the items. Those of a query tile that is split leave float32 partial results; whichever of them is
-done last puts them together, always in the same order (split-KV attention as in Flash-Decoding, Dao et al. 2023; the
-softmax is computed online, arXiv 1805.02867). Shared chunks go first, in a launch of their own: their partial results are
-there when the rows' own items are put together.
+done last merges them, always in the same order (split-KV attention as in Flash-Decoding, Dao et al. 2023). Shared chunks go
+first, in a launch of their own: their partial results are there when the rows' own items are merged.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
-from .attention_batch import SHARED_QUERY_ROWS, AttentionBatch, DecodeWork
+from .attention_batch import AttentionBatch
+from .triton_attend_keys import Tuning, attend_keys, grid_size, load_blocks, padded_dims, tile_keys
 from .triton_decode_plan import ITEM_FIELDS, plan_attention, query_rows
+from .triton_launch import has_pdl
+from .triton_shared_attention import SHARED_TUNING, attend_shared
 
-SHARED_FIELDS = tl.constexpr(5)
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """How a launch is laid out; of no influence on what is computed, up to rounding."""
-
-    tile_bytes: int
-    """Of the keys read at a time, and as many of values."""
-    num_warps: int
-    num_stages: int
-    programs_per_multiprocessor: int
-    eviction_policy: str = ""
+_TUNINGS = {
+    64: Tuning(tile_bytes=8 * 1024, num_warps=4, num_stages=4, programs_per_multiprocessor=3),
+    128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
+    256: Tuning(tile_bytes=16 * 1024, num_warps=8, num_stages=3, programs_per_multiprocessor=2),
+}
+"""By padded head size. Three programs keep enough bytes on their way while one of them starts or ends an item."""
 
 
-DECODE_TUNING = Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3)
-SHARED_TUNING = Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2)
-
-
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _attend_keys(  # type: ignore[no-untyped-def]
-    b_q,
-    b_positions,
-    k_cache,
-    v_cache,
-    table,
-    i_head,
-    num_kv_heads,
-    first_key,
-    end_key,
-    scale,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    EVICTION: tl.constexpr,
-):
-    """Attention of queries [M, D] at positions [M] to keys first_key .. end_key - 1 of one head.
-
-    Returns the weighted mean of the values, float32 [M, D], and the base-2 logarithm of the sum of weights, [M]: minus infinity
-    where nothing is visible. `scale` is that of scores in powers of two.
-    """
-    i_key, i_dim = tl.arange(0, KEYS), tl.arange(0, DIMS)
-    b_top = tl.full((b_q.shape[0],), float("-inf"), tl.float32)
-    b_sum = tl.zeros((b_q.shape[0],), tl.float32)
-    b_out = tl.zeros((b_q.shape[0], DIMS), tl.float32)
-    b_keys = first_key + i_key
-    # The blocks of the next keys are looked up while these are computed, so that addresses are there when loads are due.
-    b_blocks = tl.load(table + b_keys // BLOCK_SIZE, mask=b_keys < end_key, other=0)
-    for first in range(first_key, end_key, KEYS):
-        b_keys = first + i_key
-        exists = b_keys < end_key
-        b_places = (b_blocks.to(tl.int64) * num_kv_heads + i_head) * BLOCK_SIZE + b_keys % BLOCK_SIZE
-        b_offsets = b_places[:, None] * HEAD_DIM + i_dim[None, :]
-        if DIMS == HEAD_DIM:
-            readable = tl.broadcast_to(exists[:, None], (KEYS, DIMS))
-        else:
-            readable = exists[:, None] & (i_dim < HEAD_DIM)[None, :]
-        b_next_keys = b_keys + KEYS
-        b_blocks = tl.load(table + b_next_keys // BLOCK_SIZE, mask=b_next_keys < end_key, other=0)
-        b_k = tl.load(k_cache + b_offsets, mask=readable, other=0.0, eviction_policy=EVICTION)
-        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
-        visible = tl.broadcast_to(exists[None, :], b_scores.shape)
-        if CAUSAL:
-            visible &= b_keys[None, :] <= b_positions[:, None]
-        if WINDOW > 0:
-            visible &= b_keys[None, :] > b_positions[:, None] - WINDOW
-        b_scores = tl.where(visible, b_scores, float("-inf"))
-        b_new_top = tl.maximum(b_top, tl.max(b_scores, 1))
-        # Where nothing was visible so far the maximum is no number to subtract.
-        b_base = tl.where(b_new_top == float("-inf"), 0.0, b_new_top)
-        b_weights = tl.exp2(b_scores - b_base[:, None])
-        b_shrink = tl.exp2(b_top - b_base)
-        b_sum = b_sum * b_shrink + tl.sum(b_weights, 1)
-        b_v = tl.load(v_cache + b_offsets, mask=readable, other=0.0, eviction_policy=EVICTION)
-        b_out = b_out * b_shrink[:, None]
-        b_out = tl.dot(b_weights.to(b_v.dtype), b_v, b_out, input_precision="ieee")
-        b_top = b_new_top
-    saw_any = b_sum > 0.0
-    b_out = b_out / tl.where(saw_any, b_sum, 1.0)[:, None]
-    return b_out, tl.where(saw_any, b_top + tl.log2(b_sum), float("-inf"))
+def decode_tuning(head_dim: int) -> Tuning:
+    """How items of single rows are launched."""
+    return _TUNINGS[max(64, padded_dims(head_dim))]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -136,7 +65,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
             readable = exists[:, None] & (b_parts < num_parts)[None, :]
             b_logs = tl.load(partial_weights + b_places, mask=readable, other=float("-inf"))
             b_values = tl.load(
-                partial_out + b_places.to(tl.int64)[:, :, None] * HEAD_DIM + i_dim[None, None, :],
+                partial_out + b_places[:, :, None] * HEAD_DIM + i_dim[None, None, :],
                 mask=readable[:, :, None] & (i_dim < HEAD_DIM)[None, None, :],
                 other=0.0,
             )
@@ -169,6 +98,14 @@ def _load_item(items, i_item):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _start_item(block_table, table_stride, item, is_real, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The item's row of the block table and the blocks of its first keys. What is not real may hold anything."""
+    table = block_table + tl.where(is_real, item[0], 0).to(tl.int64) * table_stride
+    first_key, end_key = tl.where(is_real, item[1], 0), tl.where(is_real, item[2], 0)
+    return table, load_blocks(table, first_key, end_key, BLOCK_SIZE, KEYS)
+
+
+@triton.jit(do_not_specialize=["max_items", "table_stride"])  # type: ignore[untyped-decorator, unused-ignore]
 def decode_attention_kernel(  # type: ignore[no-untyped-def]
     q,
     k_cache,
@@ -195,15 +132,24 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     MERGED_ROWS: tl.constexpr,
     MERGED_PARTS: tl.constexpr,
     EVICTION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Items of single rows. Program p takes items p, p + programs, ...; heads vary fastest, they lie side by side in a block."""
+    """Items of single rows: program p takes items p, p + programs, ... Heads vary fastest, they lie side by side in a block."""
     i_row, i_dim = tl.arange(0, QUERY_ROWS), tl.arange(0, DIMS)
     num_heads = num_kv_heads * GROUP
-    # An item is read while the one before it is computed, and the first one before it is known whether there is any.
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    # An item is read while the one before it is computed, and its first blocks are looked up under that one's end.
     next_item = _load_item(items, tl.program_id(0) // num_kv_heads)
-    for i_work in range(tl.program_id(0), tl.load(num_items) * num_kv_heads, tl.num_programs(0)):
-        slot, first_key, end_key, first_token, num_tokens, first_position, first_partial, packed_parts = next_item
-        next_item = _load_item(items, tl.minimum((i_work + tl.num_programs(0)) // num_kv_heads, max_items - 1))
+    num_work = tl.load(num_items) * num_kv_heads
+    next_table, b_next_blocks = _start_item(block_table, table_stride, next_item, tl.program_id(0) < num_work, BLOCK_SIZE, KEYS)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    for i_work in range(tl.program_id(0), num_work, tl.num_programs(0)):
+        _, first_key, end_key, first_token, num_tokens, first_position, first_partial, packed_parts = next_item
+        table, b_blocks = next_table, b_next_blocks
+        next_work = i_work + tl.num_programs(0)
+        next_item = _load_item(items, tl.minimum(next_work // num_kv_heads, max_items - 1))
         i_head = i_work % num_kv_heads
         part, num_parts, num_splits = packed_parts & 0xFF, (packed_parts >> 8) & 0xFF, packed_parts >> 16
 
@@ -212,12 +158,13 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
         b_tokens, b_heads = i_row // GROUP, i_head * GROUP + i_row % GROUP
         b_q_rows = (first_token + b_tokens).to(tl.int64) * q_stride + b_heads * HEAD_DIM
         b_q = tl.load(q + b_q_rows[:, None] + i_dim[None, :], mask=stored, other=0.0)
-        b_out, b_weights = _attend_keys(
+        b_out, b_weights = attend_keys(
             b_q,
             first_position + b_tokens,
             k_cache,
             v_cache,
-            block_table + slot.to(tl.int64) * table_stride,
+            table,
+            b_blocks,
             i_head,
             num_kv_heads,
             first_key,
@@ -231,12 +178,13 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
             WINDOW,
             EVICTION,
         )
+        next_table, b_next_blocks = _start_item(block_table, table_stride, next_item, next_work < num_work, BLOCK_SIZE, KEYS)
         if num_parts == 1:
             b_out_rows = (first_token + b_tokens).to(tl.int64) * num_heads + b_heads
             tl.store(out + b_out_rows[:, None] * HEAD_DIM + i_dim[None, :], b_out.to(out.dtype.element_ty), mask=stored)
         else:
             b_places = (first_partial + part * num_tokens + b_tokens) * num_heads + b_heads
-            tl.store(partial_out + b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
+            tl.store(partial_out + b_places[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
             tl.store(partial_weights + b_places, b_weights, mask=exists)
             # Every thread has written before one of them says so; who hears it from all splits reads what they wrote.
             tl.debug_barrier()
@@ -261,79 +209,6 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
                 )
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def shared_attention_kernel(  # type: ignore[no-untyped-def]
-    q,
-    k_cache,
-    v_cache,
-    partial_out,
-    partial_weights,
-    block_table,
-    row_slots,
-    query_start,
-    members,
-    items,
-    partial_starts,
-    scale,
-    num_items,
-    q_stride,
-    table_stride,
-    num_kv_heads,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr,
-    QUERY_ROWS: tl.constexpr,
-    EVICTION: tl.constexpr,
-):
-    """Items of chunks that several rows share: their queries lie in one tile, all see all keys, and nothing is merged yet."""
-    i_row, i_dim = tl.arange(0, QUERY_ROWS), tl.arange(0, DIMS)
-    num_heads = num_kv_heads * GROUP
-    for i_work in range(tl.program_id(0), num_items * num_kv_heads, tl.num_programs(0)):
-        fields = items + i_work // num_kv_heads * SHARED_FIELDS
-        i_head = i_work % num_kv_heads
-        first_member, num_members, first_key, end_key = (
-            tl.load(fields),
-            tl.load(fields + 1),
-            tl.load(fields + 2),
-            tl.load(fields + 3),
-        )
-        if num_members > 0:
-            slot = tl.load(row_slots + tl.load(members + first_member))
-            exists = i_row < num_members * GROUP
-            b_batch_rows = tl.load(members + first_member + i_row // GROUP, mask=exists, other=0)
-            b_partials = tl.load(partial_starts + b_batch_rows, mask=exists, other=-1)
-            exists &= b_partials >= 0
-            stored = exists[:, None] & (i_dim < HEAD_DIM)[None, :]
-            b_heads = i_head * GROUP + i_row % GROUP
-            b_tokens = tl.load(query_start + b_batch_rows, mask=exists, other=0)
-            b_q_rows = b_tokens.to(tl.int64) * q_stride + b_heads * HEAD_DIM
-            b_q = tl.load(q + b_q_rows[:, None] + i_dim[None, :], mask=stored, other=0.0)
-            b_out, b_weights = _attend_keys(
-                b_q,
-                b_tokens,
-                k_cache,
-                v_cache,
-                block_table + slot.to(tl.int64) * table_stride,
-                i_head,
-                num_kv_heads,
-                first_key,
-                end_key,
-                scale,
-                HEAD_DIM,
-                DIMS,
-                BLOCK_SIZE,
-                KEYS,
-                False,
-                0,
-                EVICTION,
-            )
-            b_places = (b_partials + tl.load(fields + 4)) * num_heads + b_heads
-            tl.store(partial_out + b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
-            tl.store(partial_weights + b_places, b_weights, mask=exists)
-
-
 def paged_decode_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -342,7 +217,7 @@ def paged_decode_attention(
     scale: float,
     window: int | None,
     out: Tensor,
-    tuning: Tuning = DECODE_TUNING,
+    tuning: Tuning | None = None,
     shared_tuning: Tuning = SHARED_TUNING,
 ) -> None:
     """ops.paged_attention for rows of at most MAX_DECODE_QUERY_LEN query tokens; writes their tokens of out [T, Hq, D].
@@ -352,19 +227,24 @@ def paged_decode_attention(
     """
     num_heads, head_dim = q.shape[1:]
     num_kv_heads, block_size = k_cache.shape[1:3]
-    assert q.stride(1) == head_dim and q.stride(2) == 1 and out.is_contiguous() and batch.block_table.stride(1) == 1
+    assert q.stride()[1:] == (head_dim, 1)
+    assert out.is_contiguous()
+    assert batch.block_table.stride(1) == 1
     if batch.decode_work is None:
         batch = plan_attention(batch, num_heads, num_kv_heads, head_dim, window)
     work = batch.decode_work
     assert work is not None
     max_partials = work.arrivals.shape[0]
     partial_out = torch.empty(max_partials, num_heads, head_dim, dtype=torch.float32, device=q.device)
+    assert partial_out.numel() < 2**31  # kernels count in 32 bits
     partial_weights = torch.empty(max_partials, num_heads, dtype=torch.float32, device=q.device)
-    group, dims = num_heads // num_kv_heads, max(16, triton.next_power_of_2(head_dim))
+    group, dims = num_heads // num_kv_heads, padded_dims(head_dim)
+    tuning = decode_tuning(head_dim) if tuning is None else tuning
     scale_log2 = scale * math.log2(math.e)
+    pdl = has_pdl(q)
     if batch.shared is not None:
-        _attend_shared(q, k_cache, v_cache, batch, work, scale_log2, partial_out, partial_weights, shared_tuning)
-    num_programs = min(_grid_size(q, tuning), work.items.shape[0] * num_kv_heads)
+        attend_shared(q, k_cache, v_cache, batch, work, scale_log2, partial_out, partial_weights, shared_tuning)
+    num_programs = min(grid_size(q, tuning), work.items.shape[0] * num_kv_heads)
     decode_attention_kernel[(num_programs,)](
         q,
         k_cache,
@@ -385,73 +265,14 @@ def paged_decode_attention(
         HEAD_DIM=head_dim,
         DIMS=dims,
         BLOCK_SIZE=block_size,
-        KEYS=_tile_keys(k_cache, dims, tuning),
+        KEYS=tile_keys(k_cache, dims, tuning),
         QUERY_ROWS=query_rows(group),
         WINDOW=0 if window is None else window,
         MERGED_ROWS=min(4, triton.next_power_of_2(group)),
         MERGED_PARTS=8,
         EVICTION=tuning.eviction_policy,
+        PDL=pdl,
+        launch_pdl=pdl,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
     )
-
-
-def _attend_shared(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    batch: AttentionBatch,
-    work: DecodeWork,
-    scale_log2: float,
-    partial_out: Tensor,
-    partial_weights: Tensor,
-    tuning: Tuning,
-) -> None:
-    """Partial results of the rows' shared chunks."""
-    shared = batch.shared
-    assert shared is not None
-    num_heads, head_dim = q.shape[1:]
-    num_kv_heads, block_size = k_cache.shape[1:3]
-    dims, num_items = max(16, triton.next_power_of_2(head_dim)), shared.items.shape[0]
-    shared_attention_kernel[(min(_grid_size(q, tuning), num_items * num_kv_heads),)](
-        q,
-        k_cache,
-        v_cache,
-        partial_out,
-        partial_weights,
-        batch.block_table,
-        batch.row_slots,
-        batch.query_start,
-        shared.members,
-        shared.items,
-        work.partial_starts,
-        scale_log2,
-        num_items,
-        q.stride(0),
-        batch.block_table.stride(0),
-        num_kv_heads,
-        GROUP=num_heads // num_kv_heads,
-        HEAD_DIM=head_dim,
-        DIMS=dims,
-        BLOCK_SIZE=block_size,
-        KEYS=_tile_keys(k_cache, dims, tuning),
-        QUERY_ROWS=SHARED_QUERY_ROWS,
-        EVICTION=tuning.eviction_policy,
-        num_warps=tuning.num_warps,
-        num_stages=tuning.num_stages,
-    )
-
-
-def _tile_keys(k_cache: Tensor, dims: int, tuning: Tuning) -> int:
-    return max(16, tuning.tile_bytes // (dims * k_cache.element_size()))
-
-
-def _grid_size(q: Tensor, tuning: Tuning) -> int:
-    return _num_multiprocessors(q.device) * tuning.programs_per_multiprocessor
-
-
-def _num_multiprocessors(device: torch.device) -> int:
-    """A device that is not there (the interpreter's) counts as a small one."""
-    if device.type == "cpu":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count

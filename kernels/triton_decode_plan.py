@@ -14,6 +14,7 @@ import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
 from .attention_batch import MAX_DECODE_QUERY_LEN, MAX_SHARED_CHUNKS, AttentionBatch, DecodeWork
+from .triton_attend_keys import padded_dims
 
 ITEM_FIELDS = tl.constexpr(8)
 """Of an item: slot; first and end of its keys; first query token, number of them, position of the first one; first partial
@@ -26,14 +27,14 @@ SPLIT_BYTES = 64 * 1024
 _ROWS_PER_PROGRAM = 16
 
 
-def split_keys(head_dim: int) -> int:
+def min_split_keys(head_dim: int) -> int:
     """Keys of the smallest split."""
-    return SPLIT_BYTES // (4 * triton.next_power_of_2(head_dim))  # type: ignore[no-any-return]
+    return SPLIT_BYTES // (4 * padded_dims(head_dim))
 
 
 def query_rows(group: int) -> int:
     """Rows of a tile of queries: pairs of query token and one of the `group` heads that share a KV head."""
-    return max(MIN_QUERY_ROWS, triton.next_power_of_2(group))
+    return max(MIN_QUERY_ROWS, 1 << (group - 1).bit_length())
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -41,9 +42,9 @@ def _cut(  # type: ignore[no-untyped-def]
     b_context_lens,
     b_query_lens,
     b_shared_lens,
+    split_keys,
+    max_splits,
     WINDOW: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
     MAX_QUERY_LEN: tl.constexpr,
 ):
     """(first key, keys per split, number of splits) of rows; no splits for rows that are not ours."""
@@ -51,7 +52,7 @@ def _cut(  # type: ignore[no-untyped-def]
     if WINDOW > 0:
         b_first_keys = tl.maximum(b_context_lens - b_query_lens - WINDOW + 1, 0)
     b_num_keys = b_context_lens - b_first_keys
-    b_split_keys = tl.maximum(tl.cdiv(tl.cdiv(b_num_keys, MAX_SPLITS), SPLIT_KEYS), 1) * SPLIT_KEYS
+    b_split_keys = tl.maximum(tl.cdiv(tl.cdiv(b_num_keys, max_splits), split_keys), 1) * split_keys
     # The last split takes what is left, half a split less or more: nobody waits for a split of a few keys.
     b_num_splits = tl.maximum((b_num_keys + b_split_keys // 2) // b_split_keys, 1)
     is_ours = (b_context_lens > 0) & (b_query_lens > 0) & (b_query_lens <= MAX_QUERY_LEN)
@@ -87,7 +88,7 @@ def _pack_parts(b_part, b_num_parts, b_num_splits):  # type: ignore[no-untyped-d
     return b_part | (b_num_parts << 8) | (b_num_splits << 16)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows", "split_keys", "max_splits"])  # type: ignore[untyped-decorator, unused-ignore]
 def plan_decode_kernel(  # type: ignore[no-untyped-def]
     row_slots,
     query_start,
@@ -100,9 +101,9 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
     partial_starts,
     num_rows,
     num_kv_heads,
+    split_keys,
+    max_splits,
     WINDOW: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
     MAX_QUERY_LEN: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     HAS_SHARED: tl.constexpr,
@@ -116,7 +117,7 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
     _, b_lens, b_contexts, b_shared, b_chunks = _load_rows(
         query_start, context_lens, shared_lens, num_chunks, i_all, num_rows, HAS_SHARED
     )
-    _, _, b_splits = _cut(b_contexts, b_lens, b_shared, WINDOW, SPLIT_KEYS, MAX_SPLITS, MAX_QUERY_LEN)
+    _, _, b_splits = _cut(b_contexts, b_lens, b_shared, split_keys, max_splits, WINDOW, MAX_QUERY_LEN)
     b_items, b_partials = _count(b_lens, b_splits, b_chunks, TILE_TOKENS)
     items_before = tl.sum(tl.where(i_all < first_row, b_items, 0))
     partials_before = tl.sum(tl.where(i_all < first_row, b_partials, 0))
@@ -129,9 +130,7 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
         query_start, context_lens, shared_lens, num_chunks, i_rows, num_rows, HAS_SHARED
     )
     b_slots = tl.load(row_slots + i_rows, mask=exists, other=0)
-    b_first_keys, b_split_keys, b_splits = _cut(
-        b_contexts, b_lens, b_shared, WINDOW, SPLIT_KEYS, MAX_SPLITS, MAX_QUERY_LEN
-    )
+    b_first_keys, b_split_keys, b_splits = _cut(b_contexts, b_lens, b_shared, split_keys, max_splits, WINDOW, MAX_QUERY_LEN)
     b_items, b_partials = _count(b_lens, b_splits, b_chunks, TILE_TOKENS)
     b_first_items = items_before + tl.cumsum(b_items) - b_items
     b_first_partials = partials_before + tl.cumsum(b_partials) - b_partials
@@ -167,13 +166,14 @@ def plan_attention(
 ) -> AttentionBatch:
     """See ops.plan_attention."""
     assert window is None or batch.shared is None
+    assert all(tensor.is_contiguous() for tensor in (batch.row_slots, batch.query_start, batch.context_lens))
     device, num_rows = batch.context_lens.device, batch.context_lens.shape[0]
     group = num_heads // num_kv_heads
     tile_tokens = query_rows(group) // group
     query_len = min(batch.max_query_len, MAX_DECODE_QUERY_LEN)
     num_tiles = -(-query_len // tile_tokens)
     num_keys = batch.max_context_len if window is None else min(batch.max_context_len, window + query_len - 1)
-    smallest = split_keys(head_dim)
+    smallest = min_split_keys(head_dim)
     num_splits = max(1, min(MAX_SPLITS, (num_keys + smallest // 2) // smallest))
     max_parts = num_splits + (MAX_SHARED_CHUNKS if batch.shared is not None else 0)
     max_partials = min(batch.kv_slots.shape[0], num_rows * query_len) * max_parts if max_parts > 1 else 1
@@ -202,15 +202,15 @@ def plan_attention(
         work.partial_starts,
         num_rows,
         num_kv_heads,
+        smallest,
+        MAX_SPLITS,
         WINDOW=0 if window is None else window,
-        SPLIT_KEYS=smallest,
-        MAX_SPLITS=MAX_SPLITS,
         MAX_QUERY_LEN=MAX_DECODE_QUERY_LEN,
         TILE_TOKENS=tile_tokens,
         HAS_SHARED=batch.shared is not None,
         ALL_ROWS=triton.next_power_of_2(num_rows),
         ROWS=_ROWS_PER_PROGRAM,
-        COLUMNS=triton.next_power_of_2(num_tiles * num_splits),
+        COLUMNS=triton.next_power_of_2(num_tiles * MAX_SPLITS),
         num_warps=4,
     )
     return replace(batch, decode_work=work)

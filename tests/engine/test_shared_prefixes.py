@@ -21,9 +21,7 @@ def tables(*rows: list[int]) -> list[NDArray[np.int32]]:
 def find(
     block_tables: list[NDArray[np.int32]], *, members_per_item: int = 16, max_chunks: int = 16, block_size: int = BLOCK_SIZE
 ) -> SharedArrays | None:
-    return find_shared_chunks(
-        block_tables, block_size=block_size, members_per_item=members_per_item, max_chunks=max_chunks
-    )
+    return find_shared_chunks(block_tables, block_size=block_size, members_per_item=members_per_item, max_chunks=max_chunks)
 
 
 def members_of_items(found: SharedArrays) -> list[list[int]]:
