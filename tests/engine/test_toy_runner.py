@@ -145,7 +145,7 @@ def test_a_plan_that_contradicts_the_device_or_itself_is_a_fault(plan: StepPlan)
 
 
 @pytest.mark.parametrize("fields", [{"logprobs": 0}, {"min_tokens": 3}])
-def test_nobody_runs_ahead_whose_tokens_depend_on_the_position(fields: dict[str, int]) -> None:
+def test_nobody_runs_ahead_whose_tokens_depend_on_the_position(fields: dict[str, Any]) -> None:
     runner = make_toy()
     plan = chunk(0, PROMPT, (0, 1), starts=True)
     sampling = Sampling(seed=0, max_tokens=8, **fields)

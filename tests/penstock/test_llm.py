@@ -52,9 +52,9 @@ def submits_of(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[Submit]:
     submits: list[Submit] = []
     submit = llm._core.submit
 
-    def collect(key: Hashable, message: Submit) -> None:
+    def collect(key: Hashable, message: Submit, handle: int) -> None:
         submits.append(message)
-        submit(key, message)
+        submit(key, message, handle)
 
     monkeypatch.setattr(llm._core, "submit", collect)
     return submits
