@@ -1,4 +1,4 @@
-"""What a runner on a GPU can have done before its first step: kernels compiled while its weights are loaded, graphs captured."""
+"""What a runner on a GPU has done before its first step: kernels compiled beside its weights' loading, graphs captured."""
 
 from __future__ import annotations
 
