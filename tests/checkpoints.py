@@ -90,10 +90,27 @@ CHECKPOINTS: dict[str, CheckpointSpec] = {
     ),
 }
 
+_LARGER: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 2048,
+}
+LARGER_CHECKPOINTS: dict[str, CheckpointSpec] = {
+    "llama_larger": CheckpointSpec(LLAMA, {**_LARGER, "head_dim": 64}),
+    "qwen3_larger": CheckpointSpec(QWEN3, {**_LARGER, "head_dim": 128, "num_attention_heads": 8, "tie_word_embeddings": True}),
+    "qwen2_larger_mixed_windows": CheckpointSpec(
+        QWEN2, {**_LARGER, "use_sliding_window": True, "sliding_window": 200, "max_window_layers": 1}
+    ),
+    "mistral_larger": CheckpointSpec(MISTRAL, {**_LARGER, "head_dim": 128, "sliding_window": 130}),
+}
+"""With head sizes, widths and contexts that the GPU's kernels are made for. The tokenizer knows VOCAB_SIZE of the tokens."""
+
 
 def make_checkpoint(name: str, path: Path, seed: int = 0) -> Path:
-    """Writes the checkpoint `name` of CHECKPOINTS into the directory `path` (made where it is missing) and returns it."""
-    spec = CHECKPOINTS[name]
+    """Writes a checkpoint of CHECKPOINTS or LARGER_CHECKPOINTS into the directory `path` (made where it is missing)."""
+    spec = CHECKPOINTS.get(name) or LARGER_CHECKPOINTS[name]
     model = _make_model(spec, seed)
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path, max_shard_size=spec.max_shard_size)

@@ -82,3 +82,39 @@ def assert_same_tokens(actual: Generated, expected: Generated, tie: float = 1e-5
         assert gap < tie, f"position {position}: {mine} instead of {theirs}, {gap:.2e} apart in logprob"
         print(f"near-tie at position {position}: {mine} instead of {theirs}, {gap:.2e} apart in logprob")
         return
+
+
+def assert_same_logprobs(actual: Generated, expected: Generated, tolerance: float) -> None:
+    """The generated tokens' logprobs are close, as far as the tokens are the same. Both must carry them."""
+    for position, (mine, theirs) in enumerate(zip(actual.token_ids, expected.token_ids, strict=True)):
+        if mine != theirs:
+            return
+        difference = abs(actual.logprobs[position][0] - expected.logprobs[position][0])
+        assert difference <= tolerance, f"position {position}: logprobs are {difference:.2e} apart"
+
+
+def transformers_tokens(
+    model_dir: Path, prompts: Sequence[Sequence[int]], num_output_tokens: int, device: str = "cpu"
+) -> list[Generated]:
+    """transformers' own greedy tokens and logprobs in float32, each prompt alone and unpadded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).to(device)
+    results = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            result, cache = Generated(), None
+            fed = torch.tensor([prompt], device=device)
+            for _ in range(num_output_tokens):
+                output = model(fed, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                logprobs = output.logits[0, -1].float().log_softmax(-1)
+                top = logprobs.topk(20)
+                token = int(top.indices[0])
+                result.token_ids.append(token)
+                result.top_token_ids.append([token, *top.indices.tolist()])
+                result.logprobs.append([float(logprobs[token]), *top.values.tolist()])
+                fed = torch.tensor([[token]], device=device)
+            results.append(result)
+    return results

@@ -13,7 +13,14 @@ import torch
 from penstock.ipc.messages import FinishReason
 from penstock.kernels import ops, reference_layers
 from tests.checkpoints import CHECKPOINTS, make_checkpoint
-from tests.engine.generating import Generated, assert_same_tokens, engine_for, generate, submission
+from tests.engine.generating import (
+    Generated,
+    assert_same_tokens,
+    engine_for,
+    generate,
+    submission,
+    transformers_tokens,
+)
 
 NUM_OUTPUT_TOKENS = 64
 PROMPT_LENGTHS = (1, 3, 16, 17, 31, 48, 70)
@@ -23,28 +30,6 @@ def make_prompts(seed: int = 0, vocab_size: int = 300) -> list[list[int]]:
     """Prompts of mixed lengths, at block borders and off them."""
     random = np.random.default_rng(seed)
     return [random.integers(3, vocab_size, size).tolist() for size in PROMPT_LENGTHS]
-
-
-def reference(model_dir: Path, prompt: list[int]) -> Generated:
-    """transformers' own greedy tokens and logprobs for one prompt alone, unpadded."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    ids, result = torch.tensor([prompt]), Generated()
-    cache = None
-    with torch.inference_mode():
-        fed = ids
-        for _ in range(NUM_OUTPUT_TOKENS):
-            output = model(fed, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            logprobs = output.logits[0, -1].float().log_softmax(-1)
-            top = logprobs.topk(20)
-            token = int(logprobs.argmax())
-            result.token_ids.append(token)
-            result.top_token_ids.append([token, *top.indices.tolist()])
-            result.logprobs.append([float(logprobs[token]), *top.values.tolist()])
-            fed = torch.tensor([[token]])
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def test_batched_greedy_tokens_and_logprobs_are_those_of_transformers(name: str, checkpoint: Callable[[str], Path]) -> None:
     model_dir, prompts = checkpoint(name), make_prompts()
     results = generate(engine_for(model_dir), prompts, max_tokens=NUM_OUTPUT_TOKENS, logprobs=5)
-    for prompt, result in zip(prompts, results, strict=True):
-        expected = reference(model_dir, prompt)
+    for result, expected in zip(results, transformers_tokens(model_dir, prompts, NUM_OUTPUT_TOKENS), strict=True):
         assert_same_tokens(result, expected)
         for mine, theirs in zip(result.logprobs, expected.logprobs, strict=True):
             np.testing.assert_allclose(mine, theirs[: len(mine)], atol=1e-4)
