@@ -1,7 +1,7 @@
 """On a GPU the tokens are those of transformers, and the same whichever of the fast paths produced them.
 
-The baseline takes none of these: one request at a time, kernel by kernel, step by step, nothing cached. In float32 it is compared
-with transformers, and everything else with it, in float32 and in bfloat16.
+The baseline takes none of these: one request at a time, kernel by kernel, step by step, nothing cached. In float32 it is
+compared with transformers, and everything else with it, in float32 and in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import pytest
 from penstock.engine import pacing
 from penstock.engine.core import EngineCore
 from tests.checkpoints import make_checkpoint
-from tests.engine.generating import Generated, assert_same_logprobs, assert_same_tokens, engine_for, generate, transformers_tokens
+from tests.engine.generating import (
+    Generated,
+    assert_same_logprobs,
+    assert_same_tokens,
+    engine_for,
+    generate,
+    transformers_tokens,
+)
 
 pytestmark = pytest.mark.gpu
 
