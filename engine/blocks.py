@@ -60,7 +60,8 @@ class Attention(nn.Module):
         """(attention over the norm of x + residual, x + residual)."""
         qkv, residual = self.qkv_proj.of_norm(norm, x, residual)
         heads = qkv.view(len(qkv), -1, self.head_dim)
-        q, k, v = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)  # [T, heads, head_dim] each
+        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        q, k, v = torch.split(heads, sizes, dim=1)  # [T, heads, head_dim] each
         k_cache, v_cache = kv_cache
         q = ops.rope_and_cache(
             q,

@@ -134,7 +134,7 @@ class VocabTable(nn.Module):
     def logits(self, norm: RMSNorm, x: Tensor) -> Tensor:
         """The norm of x [N, hidden], times the table -> float32 [N, vocab_size]."""
         logits, _ = self.products.add_norm_linear(x, None, norm.weight, norm.eps, self.weight)
-        return self.parallel.all_gather(logits.float())
+        return self.parallel.all_gather(logits)
 
     def targets(self, prefix: str) -> Iterator[tuple[str, WeightTarget]]:
         start = self.parallel.rank * self.num_rows

@@ -188,7 +188,7 @@ def relative_error(launch: Launch, tuning: Tuning | None, shared_tuning: Tuning 
 
 def microseconds(work: Sequence[Callable[[], object]]) -> float:
     """Per call of the functions in a graph, median over its replays."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         work[0]()
@@ -199,13 +199,13 @@ def microseconds(work: Sequence[Callable[[], object]]) -> float:
         graph.capture_end()
         times_ms = []
         for _ in range(NUM_REPLAYS + 1):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             graph.replay()
             end.record()
             end.synchronize()
             times_ms.append(start.elapsed_time(end))
-    return statistics.median(times_ms[1:]) * 1000 / len(work)
+    return float(statistics.median(times_ms[1:]) * 1000 / len(work))
 
 
 def time_launches(launches: Sequence[Launch], tuning: Tuning | None, shared_tuning: Tuning = SHARED_TUNING) -> float:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from penstock.engine import pacing
 from penstock.engine.core import RequestOutput
+from penstock.engine.plan import StepPlan
 from penstock.ipc.messages import FinishReason
-from penstock.kernels import ops, reference_attention
+from penstock.kernels import reference_layers
 from tests.checkpoints import CHECKPOINTS, make_checkpoint
 from tests.engine.generating import (
     Generated,
@@ -110,6 +112,28 @@ def test_the_second_time_the_prompt_comes_from_the_prefix_cache(checkpoint: Call
     assert [result.num_cached_tokens for result in second] == [(length - 1) // 16 * 16 for length in PROMPT_LENGTHS]
 
 
+@pytest.mark.parametrize("name", VARIED)
+def test_running_ahead_gives_the_same_tokens(
+    name: str,
+    checkpoint: Callable[[str], Path],
+    baseline: Callable[[str], list[Generated]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "RUN_AHEAD_S", 1e6)
+    core = engine_for(checkpoint(name))
+    plan_step, numbers_of_steps = core.scheduler.plan, set()
+
+    def plan() -> StepPlan | None:
+        planned = plan_step()
+        numbers_of_steps.add(0 if planned is None else planned.num_decode_steps)
+        return planned
+
+    monkeypatch.setattr(core.scheduler, "plan", plan)
+    for result, expected in zip(generate(core, make_prompts()), baseline(name), strict=True):
+        assert_same_tokens(result, expected)
+    assert max(numbers_of_steps) == pacing.MAX_DECODE_STEPS
+
+
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 0.8, "top_p": 0.9}, {"temperature": 1.3, "top_k": 7, "frequency_penalty": 0.4}]
 )
@@ -143,15 +167,16 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
     first, second = (np.random.default_rng(seed).integers(3, 300, 49).tolist() for seed in (1, 2))
     (expected,) = generate(core, [first])
     calls = []
+    rms_norm = reference_layers.rms_norm
 
-    def fail_once(*arguments: Any) -> torch.Tensor:
-        calls.append(arguments)
+    def fail_once(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        calls.append(x)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("none left")
-        return reference_attention.paged_attention(*arguments)
+        return rms_norm(x, weight, eps)
 
     # The second request takes over the first one's slot; its second chunk is launched before the first one's failure shows.
-    monkeypatch.setattr(ops, "paged_attention", fail_once)
+    monkeypatch.setattr(reference_layers, "rms_norm", fail_once)
     core.submit("second", submission(2, second))
     outputs: list[RequestOutput] = []
     while core.has_work:
