@@ -168,7 +168,7 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
     # The second request takes over the first one's slot; its second chunk is launched before the first one's failure shows.
     monkeypatch.setattr(ops, "rms_norm", fail_once)
     core.submit("second", submission(2, second))
-    outputs = []
+    outputs: list[Any] = []
     while core.has_work:
         outputs += core.step()
     assert [(output.key, output.finish_reason) for output in outputs] == [("second", FinishReason.ERROR)]
