@@ -17,7 +17,14 @@ import pytest
 from penstock.engine import pacing
 from penstock.engine.core import EngineCore
 from tests.checkpoints import make_checkpoint
-from tests.engine.generating import Generated, assert_same_logprobs, assert_same_tokens, engine_for, generate, transformers_tokens
+from tests.engine.generating import (
+    Generated,
+    assert_same_logprobs,
+    assert_same_tokens,
+    engine_for,
+    generate,
+    transformers_tokens,
+)
 
 pytestmark = pytest.mark.gpu
 

@@ -142,7 +142,7 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
     core = engine_for(checkpoint("llama"), max_num_batched_tokens=16)
     first, second = (np.random.default_rng(seed).integers(3, 300, 49).tolist() for seed in (1, 2))
     (expected,) = generate(core, [first])
-    calls = []
+    calls: list[Any] = []
 
     def fail_once(*arguments: Any) -> torch.Tensor:
         calls.append(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import pytest
 
 import penstock
 from penstock.engine.core import RequestOutput as EngineOutput
+from penstock.engine.core import StepOutputs
 from penstock.engine.plan import StepPlan
 from penstock.engine.toy_config import ToyConfig, expected_tokens
 from penstock.frontend.seeds import child_seed
@@ -384,7 +386,8 @@ def test_an_answer_the_engine_failed_on_is_an_error_with_the_others_in_it(
         """Fails the one request whose prompt is "x", as a runner may."""
         pending = launch(plan)
         slots = {started.slot for started in plan.started if list(started.prompt_token_ids) == list(b"x")}
-        errors = {index: "no memory" for index, request in enumerate(plan.requests) if request.slot in slots}
+        rows = [*plan.decode_slots.tolist(), *(chunk.slot for chunk in plan.chunks)]
+        errors = {index: "no memory" for index, slot in enumerate(rows) if slot in slots}
         return _Failing(pending, errors)
 
     monkeypatch.setattr(llm._core._runner, "launch", fails_on_x)
@@ -456,5 +459,10 @@ def test_token_ids_travel_as_int32(llm: LLM, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_engine_output_of_nobody_is_ignored(llm: LLM, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = llm._core.step
     stray = EngineOutput(key="stray", position=0, token_ids=[1], finish_reason=FinishReason.ABORT)
-    monkeypatch.setattr(llm._core, "step", lambda: [stray, *step()])
+
+    def step_and_more() -> StepOutputs:
+        outputs = step()
+        return dataclasses.replace(outputs, special=[stray, *outputs.special])
+
+    monkeypatch.setattr(llm._core, "step", step_and_more)
     assert generate(llm, "x")[0].outputs[0].text == said(model_dir, "x", 16)
