@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from .step_sizes import StepSize, StepSizes
 
@@ -48,7 +49,8 @@ class GraphSchedule:
             return wanted
         if self._may_capture(wanted):
             self._wanted[wanted] += 1
-        return min((size for size in self._captured if _fits(wanted, size)), default=wanted)
+        fitting = (size for size in self._captured if _fits(wanted, size))
+        return min(fitting, key=lambda size: (size.has_shared != wanted.has_shared, size), default=wanted)
 
     def due(self) -> StepSize | None:
         """What to capture between two steps, if anything."""
@@ -84,11 +86,14 @@ class GraphSchedule:
         self._next_capture_s = self._clock() + took_s / CAPTURE_SHARE
 
     def _may_capture(self, size: StepSize) -> bool:
-        return not self.is_closed and size in self._is_worth_it and size not in self._captured and size not in self._given_up
+        is_worth_it = replace(size, has_shared=False) in self._is_worth_it
+        return is_worth_it and not self.is_closed and size not in self._captured and size not in self._given_up
 
 
 def _fits(wanted: StepSize, size: StepSize) -> bool:
-    """Whether a graph of `size` can run a step of size `wanted` without much waste."""
+    """Whether a graph of `size` can run a step of size `wanted` without much waste; one that shares nothing always can."""
+    if size.has_shared and not wanted.has_shared:
+        return False
     if size.is_decode != wanted.is_decode or size.num_tokens < wanted.num_tokens or size.num_rows < wanted.num_rows:
         return False
     if wanted.is_decode:
