@@ -58,6 +58,7 @@ class ModelRunner:
         a request's attention is rounded depend on the others; `timer` records when steps ran.
         """
         self._device, self._is_cuda = device, device.type == "cuda"
+        self._pads = self._is_cuda
         self._eos_token_ids = model_config.eos_token_ids
         self._max_num_batched_tokens = max_num_batched_tokens
         groups = model_config.kv_groups
@@ -184,7 +185,7 @@ class ModelRunner:
     def _pick_size(self, batch: Batch, *, has_shared: bool) -> StepSize:
         """Padded on a GPU, with graphs or without, so that both compute the same; exact on the CPU."""
         num_tokens, num_rows = batch.num_tokens, batch.num_rows
-        if not self._is_cuda:
+        if not self._pads:
             return StepSize(num_tokens, num_rows, num_tokens == num_rows)
         size = self._sizes.padded(max(1, num_tokens), max(1, num_rows), is_decode=num_tokens == num_rows)
         size = replace(size, has_shared=has_shared)
