@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,8 +41,7 @@ class StandInGraphs(StepGraphs):
             logits.copy_(program.logits(program.hidden_states(size), size))
 
         sampling: Any = {
-            has_filters: Replay(lambda has_filters=has_filters: program.sample(logits.clone(), has_filters=has_filters))
-            for has_filters in (False, True)
+            has_filters: Replay(partial(program.sample, logits, has_filters=has_filters)) for has_filters in (False, True)
         }
         stand_in: Any = Replay(forward)
         return CapturedStep(stand_in, logits, sampling)
