@@ -129,21 +129,32 @@ def test_a_capture_that_fails_disturbs_nothing(
     assert graphs._captured == {}
 
 
+@pytest.mark.parametrize(
+    ("limit_mib", "free_mib", "num_captures"), [(450, 9000, 5), (9000, 550, 3), (0, 9000, 0), (9000, 200, 0)]
+)
 def test_captures_stop_where_memory_does(
-    with_stand_ins: Callable[[Driver], StandInGraphs], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    limit_mib: int,
+    free_mib: int,
+    num_captures: int,
+    with_stand_ins: Callable[[Driver], StandInGraphs],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Each takes 100 MiB here; one is begun while the limit is not reached and 256 MiB are free."""
     driver = Driver()
     graphs = with_stand_ins(driver)
-    free_bytes = 2 << 30
+    num_begun = 0
+    capture = graphs._capture
 
-    def mem_get_info(device: torch.device) -> tuple[int, int]:
-        nonlocal free_bytes
-        free_bytes -= 100 << 20
-        return free_bytes, 4 << 30
+    def counting(size: StepSize) -> CapturedStep:
+        nonlocal num_begun
+        num_begun += 1
+        return capture(size)
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
-    num_captures = 0
+    monkeypatch.setattr(graphs, "_capture", counting)
+    monkeypatch.setattr("penstock.engine.graphs.GRAPH_MEMORY_BYTES", limit_mib << 20)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((free_mib - 100 * num_begun) << 20, 9999 << 20))
     while driver.runner.on_idle():
-        num_captures += 1
-    assert len(graphs._captured) == 9, "of 100 MiB each, within 1 GiB and with 256 MiB left"
+        pass
+    assert len(graphs._captured) == num_captures
     assert capfd.readouterr().err.count("No more CUDA graphs are captured") == 1
