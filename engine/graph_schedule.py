@@ -20,6 +20,8 @@ WANTED_BEFORE_CAPTURE = 3
 """Steps that must have asked for a size while there is work."""
 START_CAPTURE_S = 0.5
 """Before the engine is ready; the small decode steps that every first request needs."""
+REST_BEFORE_CAPTURE_S = 0.1
+"""Without a step, before an engine counts as idle: the next request of a client that waits for each answer comes sooner."""
 DECODE_SLACK = 4
 """A decode step may run in a graph for so many times its rows: it takes hardly longer than one of its own..."""
 ALWAYS_SLACK_ROWS = 32
@@ -40,11 +42,13 @@ class GraphSchedule:
         self._given_up: set[StepSize] = set()
         self._wanted: Counter[StepSize] = Counter()
         self._next_capture_s = -float("inf")
+        self._last_step_s = -float("inf")
         self.is_closed = False
         """Nothing more is captured."""
 
     def pick(self, wanted: StepSize) -> StepSize:
         """The size to run a step at: that of a captured graph, or `wanted` itself."""
+        self._last_step_s = self._clock()
         if wanted in self._captured:
             return wanted
         if self._may_capture(wanted):
@@ -59,6 +63,11 @@ class GraphSchedule:
             if times_wanted >= WANTED_BEFORE_CAPTURE:
                 return size
         return None
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the last step is long enough ago."""
+        return self._clock() >= self._last_step_s + REST_BEFORE_CAPTURE_S
 
     def missing(self) -> StepSize | None:
         """What to capture while there is nothing else to do: what was wanted, then large ones first, whose memory the
