@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from .step_sizes import StepSize, StepSizes
 
@@ -19,6 +20,8 @@ WANTED_BEFORE_CAPTURE = 3
 """Steps that must have asked for a size while there is work."""
 START_CAPTURE_S = 0.5
 """Before the engine is ready; the small decode steps that every first request needs."""
+REST_BEFORE_CAPTURE_S = 0.1
+"""Without a step, before an engine counts as idle: the next request of a client that waits for each answer comes sooner."""
 DECODE_SLACK = 4
 """A decode step may run in a graph for so many times its rows: it takes hardly longer than one of its own..."""
 ALWAYS_SLACK_ROWS = 32
@@ -39,16 +42,19 @@ class GraphSchedule:
         self._given_up: set[StepSize] = set()
         self._wanted: Counter[StepSize] = Counter()
         self._next_capture_s = -float("inf")
+        self._last_step_s = -float("inf")
         self.is_closed = False
         """Nothing more is captured."""
 
     def pick(self, wanted: StepSize) -> StepSize:
         """The size to run a step at: that of a captured graph, or `wanted` itself."""
+        self._last_step_s = self._clock()
         if wanted in self._captured:
             return wanted
         if self._may_capture(wanted):
             self._wanted[wanted] += 1
-        return min((size for size in self._captured if _fits(wanted, size)), default=wanted)
+        fitting = (size for size in self._captured if _fits(wanted, size))
+        return min(fitting, key=lambda size: (size.has_shared != wanted.has_shared, size), default=wanted)
 
     def due(self) -> StepSize | None:
         """What to capture between two steps, if anything."""
@@ -57,6 +63,11 @@ class GraphSchedule:
             if times_wanted >= WANTED_BEFORE_CAPTURE:
                 return size
         return None
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the last step is long enough ago."""
+        return self._clock() >= self._last_step_s + REST_BEFORE_CAPTURE_S
 
     def missing(self) -> StepSize | None:
         """What to capture while there is nothing else to do: what was wanted, then large ones first, whose memory the
@@ -84,11 +95,14 @@ class GraphSchedule:
         self._next_capture_s = self._clock() + took_s / CAPTURE_SHARE
 
     def _may_capture(self, size: StepSize) -> bool:
-        return not self.is_closed and size in self._is_worth_it and size not in self._captured and size not in self._given_up
+        is_worth_it = replace(size, has_shared=False) in self._is_worth_it
+        return is_worth_it and not self.is_closed and size not in self._captured and size not in self._given_up
 
 
 def _fits(wanted: StepSize, size: StepSize) -> bool:
-    """Whether a graph of `size` can run a step of size `wanted` without much waste."""
+    """Whether a graph of `size` can run a step of size `wanted` without much waste; one that shares nothing always can."""
+    if size.has_shared and not wanted.has_shared:
+        return False
     if size.is_decode != wanted.is_decode or size.num_tokens < wanted.num_tokens or size.num_rows < wanted.num_rows:
         return False
     if wanted.is_decode:

@@ -74,9 +74,9 @@ class StepGraphs:
         return size is not None and self._try_capture(size)
 
     def capture_missing(self) -> bool:
-        """Captures one whatever the time; whether there is more to capture."""
+        """Captures one, unless a step has just been; whether there is more to capture."""
         size = self._schedule.missing()
-        if size is not None:
+        if size is not None and self._schedule.is_resting:
             self._try_capture(size)
         return self._schedule.missing() is not None
 

@@ -132,7 +132,7 @@ class VocabTable(nn.Module):
         return self.parallel.all_reduce(functional.embedding(rows * mine, self.weight) * mine[:, None])
 
     def logits(self, norm: RMSNorm, x: Tensor) -> Tensor:
-        """The norm of x [N, hidden], times the table -> float32 [N, vocab_size]."""
+        """The norm of x [N, hidden], times the table -> [N, vocab_size] in their dtype."""
         logits, _ = self.products.add_norm_linear(x, None, norm.weight, norm.eps, self.weight)
         return self.parallel.all_gather(logits)
 

@@ -9,6 +9,7 @@ with a whole step is raised by `wait`; after that its requests are started anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .batch import Batch, Limits, check_plan
 from .graphs import CapturedStep, StepGraphs
 from .model_config import ModelConfig
 from .plan import PendingStep, StartedRequest, StepPlan
+from .prefix_sharing import PrefixSharing
 from .prompt_logprobs import ScoringPlan, plan_scoring, score
 from .results import LaunchedStep, RaisedStep, ReportedPart, ScoredPart, download_logprobs
 from .sampler import SpecialPlan, count_tokens, edited_logits, plan_special, report, reported_logits
@@ -49,10 +51,14 @@ class ModelRunner:
         max_num_batched_tokens: int,
         max_model_len: int,
         uses_graphs: bool = True,
+        shares_prefixes: bool = True,
         times_steps: bool = False,
     ) -> None:
-        """`uses_graphs` and `times_steps` (see `timer`) mean nothing on the CPU."""
+        """The last three mean nothing on the CPU: CUDA graphs; keys that several requests share are read once, which makes how
+        a request's attention is rounded depend on the others; `timer` records when steps ran.
+        """
         self._device, self._is_cuda = device, device.type == "cuda"
+        self._pads = self._is_cuda
         self._eos_token_ids = model_config.eos_token_ids
         self._max_num_batched_tokens = max_num_batched_tokens
         groups = model_config.kv_groups
@@ -74,6 +80,10 @@ class ModelRunner:
         self._slots = HostSlots(max_num_seqs, len(groups))
         self._counts = TokenCounts(max_num_seqs, model_config.vocab_size, device)
         self._is_consistent = True
+        self._sharing: PrefixSharing | None = None
+        for index, group in enumerate(groups):
+            if self._is_cuda and shares_prefixes and group.window is None:
+                self._sharing = PrefixSharing(self._limits, index, model_config.num_heads // model_config.num_kv_heads)
         self._graphs: StepGraphs | None = None
         if self._is_cuda and uses_graphs:
             self._graphs = StepGraphs(self._program, self._sizes, device, make_empty=self._sender.send_padding)
@@ -104,7 +114,10 @@ class ModelRunner:
 
     def kernel_calls(self) -> Sequence[Callable[[], object]]:
         """Calls that launch every kernel that steps do, at their usual sizes; their results mean nothing."""
-        return [lambda size=size: self._program.launch_kernels(size) for size in self._sizes.usual]  # type: ignore[misc]
+        sizes = self._sizes.usual
+        if self._sharing is not None:
+            sizes += tuple(replace(size, has_shared=True) for size in sizes)
+        return [lambda size=size: self._program.launch_kernels(size) for size in sizes]  # type: ignore[misc]
 
     def _launch(self, plan: StepPlan) -> LaunchedStep:
         assert plan.num_tokens <= self._max_num_batched_tokens
@@ -117,11 +130,12 @@ class ModelRunner:
         able = [request for request in plan.started if request.slot not in failures]
         batch = check_plan(plan, self._slots, failures, self._limits)
         scoring, special = plan_scoring(batch, self._slots), plan_special(batch, self._slots)
-        size = self._pick_size(batch)
+        shared = None if self._sharing is None else self._sharing.find(batch, self._slots.num_computed)
+        size = self._pick_size(batch, has_shared=shared is not None)
         captured = self._graphs.get(size) if self._graphs is not None and not scoring.segments else None
         start = None if self.timer is None else self.timer.mark()
         counted = self._counted_arrays(able)
-        arrays = self._sender.send(batch, able, size, counted | scoring.arrays | special.arrays)
+        arrays = self._sender.send(batch, able, size, shared, counted | scoring.arrays | special.arrays)
         if counted:
             self._counts.reset(arrays)
         reported, scored = None, None
@@ -168,12 +182,13 @@ class ModelRunner:
         counted = [(request, row) for request, row in rows if row is not None]
         return counted_arrays(counted, self._limits.vocab_size) if counted else {}
 
-    def _pick_size(self, batch: Batch) -> StepSize:
+    def _pick_size(self, batch: Batch, *, has_shared: bool) -> StepSize:
         """Padded on a GPU, with graphs or without, so that both compute the same; exact on the CPU."""
         num_tokens, num_rows = batch.num_tokens, batch.num_rows
-        if not self._is_cuda:
+        if not self._pads:
             return StepSize(num_tokens, num_rows, num_tokens == num_rows)
         size = self._sizes.padded(max(1, num_tokens), max(1, num_rows), is_decode=num_tokens == num_rows)
+        size = replace(size, has_shared=has_shared)
         return size if self._graphs is None else self._graphs.pick(size)
 
     def _run_step(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..ipc.messages import Detail, FinishReason, Outputs, Rejected, ToFrontend, TokenLogprobs
 from ..ipc.sockets import SlowPeer
@@ -79,7 +78,7 @@ class Outbox:
         self._engine_boot_id = engine_boot_id
         self._runs: list[TokenRuns] = []
         self._num_steps = 0
-        """Whose outputs `_runs` are, no more than one run of a request each; 2 stands for more, too."""
+        """Whose outputs `_runs` are, no more than one run of a request each; the special ones of a step come first."""
         self._extras: dict[int, _Extra] = {}
         self._messages: deque[Outputs] = deque()
         self._rejections: deque[Rejected] = deque()
@@ -141,7 +140,8 @@ class Outbox:
         finish_reasons = bytearray(len(runs))
         details: dict[int, Detail] = {}
         if self._extras:
-            rows = _rows_of(list(self._extras), runs.request_ids)
+            ids = list(self._extras)
+            rows = range(len(ids)) if self._num_steps == 1 else np.searchsorted(runs.request_ids, ids).tolist()
             for row, (request_id, extra) in zip(rows, self._extras.items(), strict=True):
                 finish_reasons[row] = 0 if extra.finish_reason is None else extra.finish_reason
                 detail = extra.detail(request_id)
@@ -167,13 +167,6 @@ def _runs_of(outputs: Sequence[tuple[int, RequestOutput]]) -> TokenRuns:
     rows = np.array([(request_id, output.position, len(output.token_ids)) for request_id, output in outputs], np.int32).T
     token_ids = np.array([token_id for _, output in outputs for token_id in output.token_ids], np.int32)
     return TokenRuns(rows[0], rows[1], rows[2], token_ids)
-
-
-def _rows_of(wanted: list[int], request_ids: NDArray[np.int32]) -> list[int]:
-    """Where these ids, each of which is there once, stand."""
-    order = np.argsort(request_ids)
-    rows: list[int] = order[np.searchsorted(request_ids, wanted, sorter=order)].tolist()
-    return rows
 
 
 def _divided(runs: TokenRuns, details: Mapping[int, Detail]) -> Iterator[tuple[int, int, TokenRuns]]:

@@ -8,7 +8,7 @@ from .step_draft import LaunchedStep
 
 MAX_DECODE_STEPS = 8
 RUN_AHEAD_S = 0.002
-"""So much decoding may be in flight beyond the first step: it is what an arrival waits for, and what a late stop wastes."""
+"""So much decoding may be in flight: it is what an arrival waits for, and what a late stop wastes."""
 _WEIGHT_OF_LATEST = 0.25
 
 

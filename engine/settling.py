@@ -71,9 +71,10 @@ class Settler:
             found.append(starts + len(token_ids) >= rows.max_num_tokens)
         is_eos = slots.is_eos[token_ids]
         if is_eos.any():
-            found.append(np.any(is_eos & rows.heeds_eos, axis=0))
+            found.append(np.logical_or.reduce(is_eos & rows.heeds_eos, axis=0))
         if rows.any_stop_ids:
-            found.append(np.any((slots.num_stopping[token_ids] > 0) & rows.has_stop_ids, axis=0))
+            stops = (slots.num_stopping[token_ids] > 0) & rows.has_stop_ids
+            found.append(np.logical_or.reduce(stops, axis=0))
         if rows.any_logprobs:
             found.append(rows.wants_logprobs)
         if result.errors:

@@ -16,6 +16,7 @@ from ..kernels import ops
 from ..kernels.step_state import NUM_OUTPUT_STEPS, STARTED_WORDS, StepUpdates, make_slot_state, make_step_tensors
 from .batch import Limits
 from .model_config import ModelConfig
+from .prefix_sharing import make_shared_chunks, shared_chunks_of
 from .sampler import draw
 from .staging import start_download
 from .step_sizes import StepSize, StepSizes
@@ -56,6 +57,7 @@ class StepProgram:
         self._max_context_len = limits.max_blocks * limits.block_size
         self.state = make_slot_state(limits.num_slots, limits.num_groups, limits.max_blocks, device)
         self.step = make_step_tensors(self.state, sizes.max_tokens, sizes.max_rows, device)
+        self.shared = make_shared_chunks(sizes.max_rows, device)
         self._num_steps = 0
 
     def hidden_states(self, size: StepSize) -> Tensor:
@@ -119,6 +121,7 @@ class StepProgram:
         if query_start.is_cpu:
             host_lengths = torch.stack((query_start.diff(), context_lens))
             max_query_len, max_context_len = (int(longest) for longest in host_lengths.amax(dim=1))
+        shared = shared_chunks_of(size, self.shared) if size.has_shared else None
         batches = []
         for group, table, kv_slots in zip(self._config.kv_groups, self.state.block_tables, self.step.kv_slots, strict=True):
             batch = ops.AttentionBatch(
@@ -130,6 +133,7 @@ class StepProgram:
                 max_query_len=max_query_len,
                 max_context_len=max_context_len,
                 host_lengths=host_lengths,
+                shared=shared if group.window is None else None,
             )
             config = self._config
             batches.append(ops.plan_attention(batch, config.num_heads, config.num_kv_heads, config.head_dim, group.window))

@@ -13,6 +13,8 @@ from ..kernels import ops
 from ..kernels.step_state import STARTED_WORDS, StepUpdates
 from .batch import Batch, Limits
 from .plan import StartedRequest
+from .prefix_sharing import pack_shared, write_shared_chunks
+from .shared_prefixes import SharedArrays
 from .staging import upload
 from .step_inputs import empty_rows, pack_blocks, pack_rows, pack_started
 from .step_program import StepProgram
@@ -31,14 +33,18 @@ class StepSender:
         batch: Batch,
         started: Sequence[StartedRequest],
         size: StepSize,
+        shared: SharedArrays | None,
         arrays: Mapping[str, NDArray[np.generic]],
     ) -> dict[str, Tensor]:
         """Writes new blocks, started slots, rows and chunks' tokens into the program's tensors, as far as they are news.
 
-        Returns `arrays`, which travel along, as tensors on the device.
+        `shared` holds for as long as the rows do; sizes without room for it leave it. Returns `arrays`, which travel along, as
+        tensors on the device.
         """
         blocks, records = pack_blocks(batch.new_blocks, self._limits), pack_started(started)
         rows = np.zeros(0, np.int32) if self._has_rows(batch, size) else pack_rows(batch, size, self._limits.num_slots)
+        if len(rows) and size.has_shared:
+            arrays = {**arrays, **pack_shared(shared, size)}
         token_ids = [chunk.token_ids.astype(np.int32, copy=False) for chunk in batch.chunks]
         words = np.concatenate((*blocks, records, rows, *token_ids))
         if not len(words) and not arrays:
@@ -55,14 +61,19 @@ class StepSender:
                 first_token=len(batch.decode_slots),
             )
             ops.apply_step_updates(self._program.state, self._program.step, updates)
+        if len(rows) and size.has_shared:
+            write_shared_chunks(self._program.shared, tensors)
         if batch.num_rows and not batch.chunks:
-            self._rows = (size, batch.decode_slots)
+            self._rows = (size, batch.decode_slots.copy())
         return tensors
 
     def send_padding(self, size: StepSize) -> None:
         """Turns all rows into padding."""
         self._rows = None
-        words = upload({"words": empty_rows(size, self._limits.num_slots)}, self._device)["words"]
+        arrays = {"words": empty_rows(size, self._limits.num_slots), **pack_shared(None, size)}
+        tensors = upload(arrays, self._device)
+        write_shared_chunks(self._program.shared, tensors)
+        words = tensors["words"]
         updates = StepUpdates(words=words, num_blocks=0, num_started=0, num_rows=size.num_rows, num_token_ids=0, first_token=0)
         ops.apply_step_updates(self._program.state, self._program.step, updates)
 

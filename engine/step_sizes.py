@@ -20,6 +20,8 @@ class StepSize:
     num_rows: int
     is_decode: bool
     """Every row has one token, token i being row i's."""
+    has_shared: bool = False
+    """Attention reads once what several rows share (engine.prefix_sharing)."""
 
 
 def _decode_rows(max_rows: int) -> tuple[int, ...]:

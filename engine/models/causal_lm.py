@@ -53,7 +53,7 @@ class CausalLM(nn.Module, ABC):
         return x if residual is None else x + residual
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Rows of hidden states [N, hidden] -> float32 [N, vocab_size]: final norm and output head."""
+        """Rows of hidden states [N, hidden] -> [N, vocab_size] in their dtype: final norm and output head."""
         return self.lm_head.logits(self.norm, hidden)
 
     def weight_targets(self) -> dict[str, WeightTarget]:

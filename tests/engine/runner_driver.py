@@ -52,7 +52,8 @@ class Request:
     num_computed: int = 0
     num_launched: int = 0
     """Output tokens whose sampling has been launched."""
-    num_blocks: int = 0
+    blocks: list[tuple[int, ...]] = field(default_factory=list)
+    """Ids per KV group, column by column."""
 
     @property
     def decodes(self) -> bool:
@@ -61,7 +62,7 @@ class Request:
 
     def preempt(self) -> None:
         """Its KV is gone; it starts again with what it has said so far."""
-        self.is_started, self.has_sampled, self.num_computed, self.num_blocks = False, False, 0, 0
+        self.is_started, self.has_sampled, self.num_computed, self.blocks = False, False, 0, []
         self.num_launched = len(self.output)
 
     @property
@@ -105,8 +106,7 @@ class Driver:
             block_size=self.block_size,
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=512,
-            max_model_len=MAX_MODEL_LEN,
-            **settings,
+            **{"max_model_len": MAX_MODEL_LEN, **settings},
         )
         self._free_blocks = [(31 * i) % NUM_BLOCKS for i in range(NUM_BLOCKS)]
         assert len(set(self._free_blocks)) == NUM_BLOCKS
@@ -124,6 +124,7 @@ class Driver:
             if request not in decodes:
                 if not request.is_started:
                     started.append(_start(request))
+                    new_blocks += [(request.slot, column, block_ids) for column, block_ids in enumerate(request.blocks)]
                 chunks.append(self._plan_chunk(request, chunk, new_blocks))
         return StepPlan(
             started=tuple(started),
@@ -162,10 +163,10 @@ class Driver:
     def _compute(self, request: Request, num_tokens: int, new_blocks: list[tuple[int, int, tuple[int, ...]]]) -> None:
         """Counts tokens on and gives the request the blocks they need."""
         request.num_computed += num_tokens
-        while request.num_blocks * self.block_size < request.num_computed:
+        while len(request.blocks) * self.block_size < request.num_computed:
             block_ids = tuple(self._free_blocks.pop(0) for _ in self.config.kv_groups)
-            new_blocks.append((request.slot, request.num_blocks, block_ids))
-            request.num_blocks += 1
+            new_blocks.append((request.slot, len(request.blocks), block_ids))
+            request.blocks.append(block_ids)
 
     def read(self, plan: StepPlan, requests: Sequence[Request], pending: PendingStep) -> None:
         """Waits for a step and hands each request its part."""
@@ -198,6 +199,11 @@ class Driver:
                 return [request.output for request in requests]
             if len(in_flight) > steps_ahead or not open_requests:
                 self.read(*in_flight.pop(0))
+
+    def share_prefix(self, owner: Request, others: Sequence[Request], num_tokens: int) -> None:
+        """Gives requests that have not started the first blocks of one that has computed as many tokens of the same prompt."""
+        for request in others:
+            request.num_computed, request.blocks = num_tokens, owner.blocks[: num_tokens // self.block_size]
 
     def poison_kv_cache(self) -> None:
         """Fills the cache with NaN, as if it held the remains of something broken."""

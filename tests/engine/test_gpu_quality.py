@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.engine import pacing
+from penstock.engine import pacing, prefix_sharing, shared_prefixes
 from penstock.engine.core import EngineCore
 from tests.checkpoints import make_checkpoint
 from tests.engine.generating import (
@@ -69,6 +69,7 @@ class Variant:
     """All graphs are captured before the first request."""
 
 
+NOT_GROUPED = {"engine.prefix_sharing.MIN_CHUNK_TOKENS": 1 << 30}
 ONE_STEP = {"engine.pacing.MAX_DECODE_STEPS": 1}
 VARIANTS = {
     "all there is": Variant(captures_all=True),
@@ -83,6 +84,7 @@ VARIANTS = {
     "single steps": Variant({}, ONE_STEP),
     "eight steps ahead": Variant({}, {"engine.pacing.RUN_AHEAD_S": 1e6}),
     "context not split": Variant({}, {"kernels.triton_decode_plan.MAX_SPLITS": 1}),
+    "prefixes not grouped": Variant({}, NOT_GROUPED),
     "blocks of 64": Variant({"block_size": 64}),
     "preempted": Variant({"num_gpu_blocks_override": 80}),
 }
@@ -176,6 +178,31 @@ def test_tokens_do_not_depend_on_how_the_engine_gets_there(
     core.scheduler.check_integrity()
     core.scheduler.blocks.check_idle()
     assert (core.scheduler.metrics.num_preemptions > 0) == (variant == "preempted")
+
+
+@pytest.mark.parametrize("name", ["llama_larger", "qwen3_larger", "qwen2_larger_mixed_windows"])
+def test_keys_that_several_requests_share_are_read_once_and_change_nothing(
+    name: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = make_prompts()[-1]
+    prompts = [shared, *([*shared[:length], length] for length in (300, 512, 513, 560, 599, 600)), [5] * 40]
+    found = []
+
+    def find_and_note(*arguments: Any, **settings: Any) -> Any:
+        found.append(shared_prefixes.find_shared_chunks(*arguments, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(prefix_sharing, "find_shared_chunks", find_and_note)
+    results = []
+    for variant in (Variant(captures_all=True), Variant({}, NOT_GROUPED)):
+        core = engine_of(variant, checkpoint(name), "float32", monkeypatch)
+        generate(core, [shared], max_tokens=1)
+        results.append(generate(core, prompts, max_tokens=NUM_OUTPUT_TOKENS, logprobs=5))
+        assert [result.num_cached_tokens for result in results[-1][:3]] == [592, 288, 512]
+    for grouped, expected in zip(*results, strict=True):
+        assert_same_tokens(grouped, expected, tie=TIES["float32"])
+        assert_same_logprobs(grouped, expected, tolerance=TIES["float32"])
+    assert any(arrays is not None for arrays in found)
 
 
 @pytest.mark.parametrize(("name", "dtype"), MODELS[:2])

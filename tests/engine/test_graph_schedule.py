@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.engine.graph_schedule import CAPTURE_SHARE, WANTED_BEFORE_CAPTURE, GraphSchedule
+from penstock.engine.graph_schedule import CAPTURE_SHARE, REST_BEFORE_CAPTURE_S, WANTED_BEFORE_CAPTURE, GraphSchedule
 from penstock.engine.step_sizes import StepSize, StepSizes
 
 SIZES = StepSizes(256, 2048)
@@ -90,6 +90,17 @@ def test_an_idle_engine_captures_what_was_wanted_then_everything_large_ones_firs
         schedule.note_captured(size, 0.05)
     assert order[:3] == [mixed(64, 2), decode(256), decode(240)]
     assert sorted(order) == sorted({*SIZES.decodes, *SIZES.mixed})
+
+
+def test_an_engine_is_idle_some_time_after_its_last_step() -> None:
+    clock = Clock()
+    schedule = GraphSchedule(SIZES, clock)
+    is_resting = [schedule.is_resting]
+    schedule.pick(decode(1))
+    for _ in range(2):
+        is_resting.append(schedule.is_resting)
+        clock.now_s += REST_BEFORE_CAPTURE_S
+    assert is_resting == [True, False, True]
 
 
 def test_what_cannot_be_captured_is_not_tried_again() -> None:

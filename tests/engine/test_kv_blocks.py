@@ -201,3 +201,16 @@ def test_a_leaked_block_is_noticed_when_idle_and_in_the_audit() -> None:
         blocks.check_idle()
     with pytest.raises(IntegrityError, match="0: 1 counted, 0 in tables"):
         blocks.check_integrity()
+
+
+def test_a_block_more_for_each_of_several_requests() -> None:
+    blocks = make_blocks(num_blocks=10, windows=(None, 5))
+    tables = [blocks.open(no_hit(blocks)) for _ in range(2)]
+    for table in tables:
+        assert blocks.grow(table, 0, 8) is not None
+    assert blocks.append_each(tables, [8, 8]) == [[6, 2], [8, 9]], "what has left the windows is used again"
+    assert [table.rows for table in tables] == [[[0, 1, 6], [None, 3, 8]], [[4, 5, 2], [None, 7, 9]]]
+    blocks.check_integrity()
+    assert blocks.append_each(tables, [12, 12]) is None
+    assert [len(table.rows[0]) for table in tables] == [3, 3]
+    blocks.check_integrity()

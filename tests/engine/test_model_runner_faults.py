@@ -146,7 +146,7 @@ def test_all_requests_of_a_step_may_fail() -> None:
     assert set(driver.runner.launch(replace(plan, chunks=chunks)).wait().errors) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("failing", ["rms_norm", "sample_tokens", "top_logprobs", "count_tokens"])
+@pytest.mark.parametrize("failing", ["paged_attention", "sample_tokens", "top_logprobs", "count_tokens"])
 def test_a_step_that_runs_out_of_memory_can_be_launched_again(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     prompts = make_prompts()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from penstock.engine.holdings import OFFERED_BLOCKS
 from penstock.engine.plan import PositionLogprobs, StepPlan, StepResult
 from penstock.engine.scheduler import Scheduler
 from penstock.ipc.messages import FinishReason
@@ -214,6 +215,15 @@ def test_a_conversation_finds_its_past_and_computes_the_rest() -> None:
     (output,) = scheduler.update(plan, result_of(plan))
     assert output.num_cached_tokens == 8
     assert (scheduler.metrics.num_prefix_queries, scheduler.metrics.num_prefix_hits) == (15, 8)
+
+
+def test_a_long_answer_is_found_while_it_goes_on() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit("a", make_submit([1, 2, 3], 100))
+    for _ in range(OFFERED_BLOCKS * 4 + 3):
+        run_step(scheduler)
+    scheduler.submit("b", make_submit([1, 2, 3, *[7] * 100], 1))
+    assert work(planned(scheduler))[-1] == (1, OFFERED_BLOCKS * 4, 103 - OFFERED_BLOCKS * 4)
 
 
 def test_a_prompt_that_is_cached_whole_still_computes_a_token() -> None:

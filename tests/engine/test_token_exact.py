@@ -14,7 +14,7 @@ from penstock.engine import pacing
 from penstock.engine.core import RequestOutput
 from penstock.engine.plan import StepPlan
 from penstock.ipc.messages import FinishReason
-from penstock.kernels import reference_layers
+from penstock.kernels import ops, reference_attention
 from tests.checkpoints import CHECKPOINTS, make_checkpoint
 from tests.engine.generating import (
     Generated,
@@ -166,17 +166,16 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
     core = engine_for(checkpoint("llama"), max_num_batched_tokens=16)
     first, second = (np.random.default_rng(seed).integers(3, 300, 49).tolist() for seed in (1, 2))
     (expected,) = generate(core, [first])
-    calls = []
-    rms_norm = reference_layers.rms_norm
+    calls: list[Any] = []
 
-    def fail_once(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        calls.append(x)
+    def fail_once(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("none left")
-        return rms_norm(x, weight, eps)
+        return reference_attention.paged_attention(*arguments)
 
     # The second request takes over the first one's slot; its second chunk is launched before the first one's failure shows.
-    monkeypatch.setattr(reference_layers, "rms_norm", fail_once)
+    monkeypatch.setattr(ops, "paged_attention", fail_once)
     core.submit("second", submission(2, second))
     outputs: list[RequestOutput] = []
     while core.has_work:

@@ -32,7 +32,7 @@ def tiny_config(windows: tuple[int | None, ...] = (None, None), device: str = "c
         head_dim=10 if on_cpu else 64,
         intermediate_size=56 if on_cpu else 320,
         rms_norm_eps=1e-6,
-        max_position_embeddings=MAX_MODEL_LEN,
+        max_position_embeddings=MAX_MODEL_LEN if on_cpu else 1024,
         tie_word_embeddings=False,
         qkv_bias=False,
         o_bias=False,

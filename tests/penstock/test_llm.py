@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 import penstock
 from penstock.engine.core import RequestOutput as EngineOutput
-from penstock.engine.outputs import StepOutputs
+from penstock.engine.core import StepOutputs
 from penstock.engine.plan import StepPlan
 from penstock.engine.toy_config import ToyConfig, expected_tokens
 from penstock.frontend.seeds import child_seed
@@ -385,7 +386,8 @@ def test_an_answer_the_engine_failed_on_is_an_error_with_the_others_in_it(
         """Fails the one request whose prompt is "x", as a runner may."""
         pending = launch(plan)
         slots = {started.slot for started in plan.started if list(started.prompt_token_ids) == list(b"x")}
-        errors = {row: "no memory" for row, chunk in enumerate(plan.chunks, len(plan.decode_slots)) if chunk.slot in slots}
+        rows = [*plan.decode_slots.tolist(), *(chunk.slot for chunk in plan.chunks)]
+        errors = {index: "no memory" for index, slot in enumerate(rows) if slot in slots}
         return _Failing(pending, errors)
 
     monkeypatch.setattr(llm._core._runner, "launch", fails_on_x)
@@ -458,9 +460,9 @@ def test_an_engine_output_of_nobody_is_ignored(llm: LLM, model_dir: Path, monkey
     step = llm._core.step
     stray = EngineOutput(key="stray", position=0, token_ids=[1], finish_reason=FinishReason.ABORT)
 
-    def step_with_stray() -> StepOutputs:
+    def step_and_more() -> StepOutputs:
         outputs = step()
-        return replace(outputs, special=[stray, *outputs.special])
+        return dataclasses.replace(outputs, special=[stray, *outputs.special])
 
-    monkeypatch.setattr(llm._core, "step", step_with_stray)
+    monkeypatch.setattr(llm._core, "step", step_and_more)
     assert generate(llm, "x")[0].outputs[0].text == said(model_dir, "x", 16)
