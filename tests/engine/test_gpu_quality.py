@@ -205,6 +205,19 @@ def test_keys_that_several_requests_share_are_read_once_and_change_nothing(
     assert any(arrays is not None for arrays in found)
 
 
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+def test_deterministic_tokens_and_logprobs_are_bitwise_the_same_alone_and_in_a_batch(
+    name: str, dtype: str, checkpoint: Callable[[str], Path]
+) -> None:
+    settings = {**SETTINGS, "deterministic": True, "enable_prefix_caching": False}
+    core = engine_for(checkpoint(name), **settings, dtype=dtype)
+    prompts = make_prompts()[:6]  # computed in one step, all of them together
+    together = generate(core, prompts, max_tokens=NUM_OUTPUT_TOKENS, logprobs=5)
+    for prompt, expected in zip(prompts, together, strict=True):
+        (alone,) = generate(core, [prompt], max_tokens=NUM_OUTPUT_TOKENS, logprobs=5)
+        assert alone == expected
+
+
 @pytest.mark.parametrize(("name", "dtype"), MODELS[:2])
 def test_drawn_tokens_are_the_same_with_graphs_and_without_ahead_and_step_by_step(
     name: str, dtype: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
