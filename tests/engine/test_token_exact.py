@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from penstock.ipc.messages import FinishReason
-from penstock.kernels import ops, reference_layers
+from penstock.kernels import ops, reference_step
 from tests.checkpoints import CHECKPOINTS, make_checkpoint
 from tests.engine.generating import Generated, assert_same_tokens, engine_for, generate, submission
 
@@ -159,14 +159,14 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
     (expected,) = generate(core, [first])
     calls = []
 
-    def fail_once(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        calls.append(x)
+    def fail_once(*args: Any) -> None:
+        calls.append(args)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("none left")
-        return reference_layers.rms_norm(x, weight, eps)
+        reference_step.prepare_step(*args)
 
     # The second request takes over the first one's slot; its second chunk is launched before the first one's failure shows.
-    monkeypatch.setattr(ops, "rms_norm", fail_once)
+    monkeypatch.setattr(ops, "prepare_step", fail_once)
     core.submit("second", submission(2, second))
     outputs = []
     while core.has_work:
