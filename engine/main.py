@@ -25,7 +25,7 @@ def run(config: EngineConfig) -> int:
     The first SIGTERM or SIGINT lets what runs finish, the second ends the process at once.
     """
     start_up = StartUp(process_age_s())
-    faulthandler.enable()  # a crash below Python shows where
+    faulthandler.enable(2)  # a crash below Python shows where
     try:
         server = _start(config, start_up)
     except EngineStartError as error:
