@@ -72,7 +72,8 @@ class AttentionBatch:
     R and T may be padded: a row with context_lens 0 is padding, whatever its tokens, and so are tokens from query_start[R] on.
     Nothing is read or written for them, and what attention returns there is undefined. Query i of row r sits at position
     `context_lens[r] - query_len[r] + i`. Only positions inside the context (and the window) are ever read, so the rest of a
-    slot's block table, and of the last block, may hold anything.
+    slot's block table, and of the last block, may hold anything. Keys and values of a row's tokens before its new ones were
+    complete before the step: no row reads what another one writes in the same step.
     """
 
     block_table: Tensor

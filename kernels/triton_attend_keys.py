@@ -13,6 +13,9 @@ import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
+_REGISTERS = 64 * 1024
+"""Of a multiprocessor."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -38,6 +41,11 @@ def tile_keys(k_cache: Tensor, dims: int, tuning: Tuning) -> int:
 def grid_size(q: Tensor, tuning: Tuning) -> int:
     """Programs that run at once."""
     return _num_multiprocessors(q.device) * tuning.programs_per_multiprocessor
+
+
+def max_registers(tuning: Tuning) -> int:
+    """Of a thread, so that as many programs as asked for fit a multiprocessor."""
+    return min(255, _REGISTERS // (32 * tuning.num_warps * tuning.programs_per_multiprocessor) // 8 * 8)
 
 
 def _num_multiprocessors(device: torch.device) -> int:
@@ -69,10 +77,7 @@ def key_offsets(  # type: ignore[no-untyped-def]
     i_dim = tl.arange(0, DIMS)
     b_places = (b_blocks * NUM_KV_HEADS + i_head) * BLOCK_SIZE + b_keys % BLOCK_SIZE
     exists = (b_keys < end_key)[:, None]
-    if DIMS == HEAD_DIM:
-        readable = tl.broadcast_to(exists, (b_keys.shape[0], DIMS))
-    else:
-        readable = exists & (i_dim < HEAD_DIM)[None, :]
+    readable = tl.broadcast_to(exists, (b_keys.shape[0], DIMS)) if DIMS == HEAD_DIM else exists & (i_dim < HEAD_DIM)[None, :]
     return b_places.to(tl.int64)[:, None] * HEAD_DIM + i_dim[None, :], readable
 
 

@@ -21,6 +21,7 @@ from .triton_attend_keys import (
     grid_size,
     key_offsets,
     load_blocks,
+    max_registers,
     padded_dims,
     tile_keys,
     weighted_mean,
@@ -33,7 +34,7 @@ from .triton_shared_attention import SHARED_TUNING, attend_shared
 _TUNINGS = {
     64: Tuning(tile_bytes=8 * 1024, num_warps=4, num_stages=4, programs_per_multiprocessor=4),
     128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
-    256: Tuning(tile_bytes=16 * 1024, num_warps=8, num_stages=3, programs_per_multiprocessor=2),
+    256: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2),
 }
 """By padded head size."""
 
@@ -123,12 +124,13 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     num_programs = tl.num_programs(0)
     i_work = tl.program_id(0)
     num_work = tl.load(num_items) * NUM_KV_HEADS
-    item = _load_item(items, i_work, num_work, NUM_KV_HEADS)
+    # There are no more programs than places for items: the first one is read before it is known whether it is real.
+    item = _choose(i_work < num_work, _load_item(items, i_work, i_work + 1, NUM_KV_HEADS), (0, 0, 0, 0, 0, 0, 0))
     next_item = _load_item(items, i_work + num_programs, num_work, NUM_KV_HEADS)
     num_tiles, num_new = _count_tiles(items, num_work, NUM_KV_HEADS, KEYS, AHEAD, 128)
     key = item[1]
     b_blocks = load_blocks(block_table + item[0].to(tl.int64) * table_stride, key, item[2], BLOCK_SIZE, KEYS)
-    if PDL:
+    if PDL:  # noqa: SIM102  a constant, unlike the other condition
         # The first tiles are loaded before anything waits, unless what they hold is being written by the kernels before.
         if num_new > 0:
             tl.extra.cuda.gdc_wait()
@@ -237,11 +239,12 @@ def paged_decode_attention(
         KEYS=tile_keys(k_cache, dims, tuning),
         QUERY_ROWS=query_rows(group),
         WINDOW=0 if window is None else window,
-        AHEAD=tuning.num_stages + 1,
+        AHEAD=tuning.num_stages,
         PDL=pdl,
         launch_pdl=pdl,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
+        maxnreg=max_registers(tuning),
     )
     if work.max_partials > 1:
         merge_parts(partial_out, partial_weights, out, batch, work, query_rows(group) // group)

@@ -85,9 +85,7 @@ def shared_attention_kernel(  # type: ignore[no-untyped-def]
             b_out = tl.zeros((QUERY_ROWS, DIMS), tl.float32)
             for key in range(first_key, end_key, KEYS):
                 b_keys = key + i_key
-                b_offsets, readable = key_offsets(
-                    b_blocks, b_keys, end_key, i_head, NUM_KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE
-                )
+                b_offsets, readable = key_offsets(b_blocks, b_keys, end_key, i_head, NUM_KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE)
                 b_blocks = load_blocks(table, key + KEYS, end_key, BLOCK_SIZE, KEYS)
                 b_k = tl.load(k_cache + b_offsets, mask=readable, other=0.0)
                 b_v = tl.load(v_cache + b_offsets, mask=readable, other=0.0)
