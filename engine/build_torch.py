@@ -197,6 +197,7 @@ def _build_runner(
                     max_num_batched_tokens=config.max_num_batched_tokens,
                     max_model_len=memory_plan.max_model_len,
                     uses_graphs=not config.enforce_eager,
+                    shares_prefixes=not config.deterministic,
                 )
             if device.type == "cuda":
                 with start_up.phase("libraries"):

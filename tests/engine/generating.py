@@ -100,7 +100,8 @@ def transformers_tokens(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model.to(device)
     results = []
     with torch.inference_mode():
         for prompt in prompts:

@@ -1,4 +1,4 @@
-"""Random requests of every kind against an engine core, some of them given up on the way, and a strict reader of what comes out."""
+"""Random requests of every kind, some of them given up, against an engine core, and a strict reader of what comes out."""
 
 from __future__ import annotations
 

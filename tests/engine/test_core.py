@@ -46,6 +46,9 @@ class FailingRunner:
             raise MemoryError("no room")
         return LatePending(self.inner.launch(plan), fails)
 
+    def on_idle(self) -> bool:
+        return self.inner.on_idle()
+
 
 def make_failing_core(fails: Fails, *, at_launch: bool, overlap: bool) -> EngineCore:
     scheduler = make_scheduler()
@@ -81,6 +84,9 @@ def test_overlapped_steps_are_launched_before_the_last_one_is_read() -> None:
                     return pending.wait()
 
             return Watched()
+
+        def on_idle(self) -> bool:
+            return self.inner.on_idle()
 
     for overlap, expected in (
         (True, ["launch 1", "launch 2", "wait 1", "launch 3", "wait 2", "wait 3"]),

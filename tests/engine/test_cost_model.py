@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from penstock.engine.cost_model import MIN_PROMPT_TOKENS, ProductTimes, PromptBudgetByCost, knee_tokens, product_counts
-from penstock.engine.memory import count_parameters
 from penstock.engine.model_config import ModelConfig
+from penstock.engine.model_memory import count_parameters
 from tests.checkpoints import make_checkpoint
 
 BYTES_PER_MICROSECOND = 4e6

@@ -246,7 +246,7 @@ def test_without_graphs_nothing_is_set_aside_for_them() -> None:
 
 def test_on_cuda_a_step_takes_a_few_percent_of_the_card() -> None:
     step = count_step_memory(LLAMA_8B, EngineConfig(), dtype="bfloat16", device="cuda", max_model_len=131072)
-    assert 0.01 * H200.total_bytes < step.total < 0.03 * H200.total_bytes
+    assert 0.01 * H200.total_bytes < step.total < 0.04 * H200.total_bytes
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ CONFIG = {
 
 
 @pytest.mark.gpu
+@pytest.mark.whole_gpu
 def test_what_is_in_use_stays_below_the_plan_and_fills_it(tmp_path: Path) -> None:
     from tests.checkpoints import write_tokenizer
 

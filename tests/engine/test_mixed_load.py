@@ -64,6 +64,7 @@ def test_a_small_mixed_load(name: str, overlap: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.whole_gpu
 @pytest.mark.timeout(400)
 def test_a_mixed_load_on_an_8b_model_takes_no_memory_for_good(tmp_path: Path) -> None:
     import torch
@@ -94,6 +95,8 @@ def test_a_mixed_load_on_an_8b_model_takes_no_memory_for_good(tmp_path: Path) ->
         mixed = MixedLoad(core, load)
         mixed.run()
         ended += mixed.ended
+        while core.on_idle():
+            pass
         gc.collect()
         torch.cuda.synchronize()
         allocated.append(torch.cuda.memory_allocated())

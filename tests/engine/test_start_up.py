@@ -25,7 +25,7 @@ from penstock.engine.warm_up import warm_up
 from tests.engine.toy_engine import make_core, make_scheduler
 from tests.toy_model import make_toy_model
 
-PHASES = {"model files", "imports", "memory plan", "model", "KV cache", "weights made", "warm-up"}
+PHASES = {"model files", "imports", "memory plan", "model", "KV cache", "weights made", "graphs", "warm-up"}
 
 
 def test_phases_add_up_and_the_last_line_names_them() -> None:
@@ -91,6 +91,9 @@ class BrokenRunner:
                 return self.result(plan)
 
         return Pending()
+
+    def on_idle(self) -> bool:
+        return False
 
 
 def test_a_model_that_cannot_generate_stops_the_start(toy: ToyConfig) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from penstock.engine import pacing
 from penstock.engine.core import RequestOutput
+from penstock.engine.plan import StepPlan
 from penstock.ipc.messages import FinishReason
 from penstock.kernels import ops, reference_attention
 from tests.checkpoints import CHECKPOINTS, make_checkpoint
@@ -108,6 +110,28 @@ def test_the_second_time_the_prompt_comes_from_the_prefix_cache(checkpoint: Call
     second = generate(core, prompts)
     assert [result.num_cached_tokens for result in first] == [0] * len(prompts)
     assert [result.num_cached_tokens for result in second] == [(length - 1) // 16 * 16 for length in PROMPT_LENGTHS]
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_running_ahead_gives_the_same_tokens(
+    name: str,
+    checkpoint: Callable[[str], Path],
+    baseline: Callable[[str], list[Generated]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "RUN_AHEAD_S", 1e6)
+    core = engine_for(checkpoint(name))
+    plan_step, numbers_of_steps = core.scheduler.plan, set()
+
+    def plan() -> StepPlan | None:
+        planned = plan_step()
+        numbers_of_steps.add(0 if planned is None else planned.num_decode_steps)
+        return planned
+
+    monkeypatch.setattr(core.scheduler, "plan", plan)
+    for result, expected in zip(generate(core, make_prompts()), baseline(name), strict=True):
+        assert_same_tokens(result, expected)
+    assert max(numbers_of_steps) == pacing.MAX_DECODE_STEPS
 
 
 @pytest.mark.parametrize(
