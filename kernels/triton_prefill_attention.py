@@ -18,9 +18,10 @@ from .attention_batch import AttentionBatch
 from .prefill_work import KeyTiles, choose_key_tiles, has_tensor_copies
 from .triton_prefill_plan import plan_prefill
 
-HIDDEN = tl.constexpr(-1.0e30)
-"""The score of a key that may not be seen: finite, so that a row which has seen nothing yet does not turn into NaN; whatever
-it sums up until it sees something is multiplied by exp2(HIDDEN - score) = 0 then."""
+LOWEST = tl.constexpr(-1.0e30)
+"""The maximum of a query that has seen no key yet: finite, so that keys it may not see, whose scores are minus infinity, weigh
+exp2(-inf - LOWEST) = 0. Were their scores finite, too, the difference would be 0 only if nothing was rounded: a GPU fuses it
+with the product before it, and what that rounds of a number so large is itself beyond exp2's range."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -103,7 +104,7 @@ def _attend(  # type: ignore[no-untyped-def]
             b_sees = b_key[None, :] <= b_position[:, None]
             if WINDOW > 0:
                 b_sees &= b_key[None, :] > b_position[:, None] - WINDOW
-            b_score = tl.where(b_sees, b_score, HIDDEN)
+            b_score = tl.where(b_sees, b_score, float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale_log2)
         b_weight = tl.exp2(b_score * scale_log2 - b_new_max[:, None])
         b_fade = tl.exp2(b_max - b_new_max)
@@ -158,7 +159,7 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     b_token = (first_token + i_query).to(tl.int64)
     b_q = tl.load(q + (b_token * q_stride + o_row)[:, None] + o_dim[None, :], mask=b_mask, other=0.0)
     b_position = first_position + i_query
-    b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    b_max = tl.full((BLOCK_M,), LOWEST, tl.float32)
     b_sum = tl.zeros((BLOCK_M,), tl.float32)
     b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 

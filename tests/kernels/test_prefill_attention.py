@@ -16,6 +16,7 @@ from penstock.kernels.triton_prefill_attention import first_chunk_attention, pag
 from penstock.kernels.triton_prefill_plan import list_tiles, plan_prefill
 from tests.kernels.comparing import TRITON_DEVICE, assert_close
 from tests.kernels.compiling import check_launches, compile_launches
+from tests.kernels.contracting import contract
 from tests.kernels.test_reference_attention import Case, make_case
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -54,12 +55,13 @@ def check(
     case: Case,
     *,
     window: int | None = None,
+    scale: float = 0.3,
     contiguous: bool = False,
     tile_rows: int | None = TILE_ROWS,
     key_tiles: KeyTiles | None = KEY_TILES,
 ) -> None:
     """Long rows must be as the twin has them, all other tokens of the output untouched."""
-    expected = reference_attention.paged_attention(case.q.float(), *_wide_caches(case), case.batch, 0.3, window)
+    expected = reference_attention.paged_attention(case.q.float(), *_wide_caches(case), case.batch, scale, window)
     num_heads, head_dim = case.q.shape[1:]
     num_kv_heads = case.k_cache.shape[1]
     batch = plan_prefill(case.batch, num_heads, num_kv_heads, head_dim)
@@ -67,9 +69,9 @@ def check(
         batch = replace(batch, prefill_work=list_tiles(case.batch, num_heads // num_kv_heads, tile_rows))
     actual = torch.full_like(case.q, UNTOUCHED)
     if contiguous:
-        first_chunk_attention(case.q, *new_keys_values(case), batch, 0.3, window, actual, key_tiles)
+        first_chunk_attention(case.q, *new_keys_values(case), batch, scale, window, actual, key_tiles)
     else:
-        paged_prefill_attention(case.q, case.k_cache, case.v_cache, batch, 0.3, window, actual, key_tiles)
+        paged_prefill_attention(case.q, case.k_cache, case.v_cache, batch, scale, window, actual, key_tiles)
     is_written = torch.zeros(len(actual), dtype=torch.bool, device=actual.device)
     token = 0
     for query_len, context_len in case.lengths:
@@ -98,6 +100,15 @@ def test_every_query_sees_its_own_context_and_no_more(
 def test_first_chunks_are_read_from_plain_tensors(window: int | None, dtype: torch.dtype) -> None:
     case = make_case(FIRST_CHUNKS, window=window, dtype=dtype, device=TRITON_DEVICE)
     check(pad_tokens(case, 9), window=window, contiguous=True)
+
+
+@pytest.mark.parametrize("scale", [head_dim**-0.5 for head_dim in (64, 80, 96, 128)], ids=str)
+def test_tiles_of_keys_that_a_query_sees_nothing_of_leave_no_trace(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sign of the error that a product of a score and this scale is rounded with."""
+    if TRITON_DEVICE == "cpu":
+        contract(monkeypatch)
+    case = make_case([(33, 33), (30, 70)], window=6, device=TRITON_DEVICE)
+    check(case, window=6, scale=scale)
 
 
 @pytest.mark.parametrize("contiguous", [False, True], ids=["paged", "contiguous"])
