@@ -32,7 +32,7 @@ from .triton_merge_parts import merge_parts
 from .triton_shared_attention import SHARED_TUNING, attend_shared
 
 _TUNINGS = {
-    64: Tuning(tile_bytes=8 * 1024, num_warps=4, num_stages=4, programs_per_multiprocessor=4),
+    64: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
     128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
     256: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2),
 }

@@ -22,7 +22,7 @@ where the row is not split; query tokens; whether keys are among those of the ro
 MIN_QUERY_ROWS = 16
 """Rows of the smallest matrix product."""
 MAX_SPLITS = 16
-SPLIT_BYTES = 256 * 1024
+SPLIT_BYTES = 128 * 1024
 """Keys and values of one KV head in the smallest split, in 16-bit numbers."""
 _ROWS_PER_PROGRAM = 16
 
