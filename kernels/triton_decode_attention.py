@@ -36,12 +36,19 @@ _TUNINGS = {
     128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
     256: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2),
 }
-"""By padded head size."""
+"""By padded head size, as measured on an H200."""
+_OTHER_TUNINGS = {
+    64: Tuning(tile_bytes=8 * 1024, num_warps=4, num_stages=4, programs_per_multiprocessor=4),
+    128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2),
+    256: _TUNINGS[256],
+}
+"""For other GPUs than Hopper, whose compilers need more registers."""
 
 
-def decode_tuning(head_dim: int) -> Tuning:
+def decode_tuning(head_dim: int, device: torch.device) -> Tuning:
     """How items of single rows are launched."""
-    return _TUNINGS[max(64, padded_dims(head_dim))]
+    is_hopper = device.type == "cpu" or torch.cuda.get_device_capability(device)[0] == 9
+    return (_TUNINGS if is_hopper else _OTHER_TUNINGS)[max(64, padded_dims(head_dim))]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -213,7 +220,7 @@ def paged_decode_attention(
     assert partial_out.numel() < 2**31  # kernels count in 32 bits
     partial_weights = torch.empty(work.max_partials, num_heads, dtype=torch.float32, device=q.device)
     group, dims = num_heads // num_kv_heads, padded_dims(head_dim)
-    tuning = decode_tuning(head_dim) if tuning is None else tuning
+    tuning = decode_tuning(head_dim, q.device) if tuning is None else tuning
     scale_log2 = scale * math.log2(math.e)
     pdl = has_pdl(q)
     if batch.shared is not None:

@@ -290,7 +290,8 @@ def tune(pool: Pool, ceiling: float, results: list[dict[str, object]]) -> None:
                 us = time_launches([launch.planned() for launch in launches], variant.tuning)
                 times_us[str(variant)] = us
                 results.append({"shape": name, "bytes": num_bytes, "us": us} | asdict(variant))
-            print_shape(name, num_bytes, ceiling, times_us, str(Variant(decode_tuning(model.head_dim), DEFAULT_SPLIT_KIB)))
+            tuning = decode_tuning(model.head_dim, torch.device("cuda"))
+            print_shape(name, num_bytes, ceiling, times_us, str(Variant(tuning, DEFAULT_SPLIT_KIB)))
             for variant_name, us in times_us.items():
                 key = (model.head_dim, variant_name)
                 totals[key] = totals.get(key, 0.0) + us / min(times_us.values())
