@@ -80,7 +80,7 @@ def make_paged_batch(
     num_blocks = sum(lengths_in_blocks) + 8
     table = torch.full((num_slots, max(lengths_in_blocks) + 2), num_blocks - 1)
     row_slots = torch.randperm(num_slots)[: len(lengths)]
-    block_ids = iter(torch.randperm(num_blocks - 1).split([*lengths_in_blocks, 7]))
+    block_ids = iter(torch.split(torch.randperm(num_blocks - 1), [*lengths_in_blocks, 7]))
     for slot, length in zip(row_slots, lengths_in_blocks, strict=True):
         table[slot, :length] = next(block_ids)
     for rows, num_tokens in prefixes:
