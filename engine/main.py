@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def run(config: EngineConfig) -> int:
     The first SIGTERM or SIGINT lets what runs finish, the second ends the process at once.
     """
     start_up = StartUp(process_age_s())
+    faulthandler.enable(2)  # a crash below Python shows where
     try:
         server = _start(config, start_up)
     except EngineStartError as error:

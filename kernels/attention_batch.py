@@ -42,10 +42,12 @@ class DecodeWork:
     """int32 [max_items, 8], fields as in triton_decode_plan."""
     num_items: Tensor
     """int32 [1]: how many of them are real."""
-    arrivals: Tensor
-    """int32 [max_partials, Hkv]: how many splits of a query tile are done; zero between layers."""
     partial_starts: Tensor
-    """int32 [R], where chunks are shared: where the row's partial results begin; negative: it has none."""
+    """int32 [R]: where the row's partial results begin; negative: it has none."""
+    row_parts: Tensor
+    """int32 [R]: how many parts (splits and shared chunks) are merged into the row's result; 0: it is not ours."""
+    max_partials: int
+    """No more partial results than that, of one query token each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,8 @@ class AttentionBatch:
     R and T may be padded: a row with context_lens 0 is padding, whatever its tokens, and so are tokens from query_start[R] on.
     Nothing is read or written for them, and what attention returns there is undefined. Query i of row r sits at position
     `context_lens[r] - query_len[r] + i`. Only positions inside the context (and the window) are ever read, so the rest of a
-    slot's block table, and of the last block, may hold anything.
+    slot's block table, and of the last block, may hold anything. Keys and values of a row's tokens before its new ones were
+    complete before the step: no row reads what another one writes in the same step.
     """
 
     block_table: Tensor

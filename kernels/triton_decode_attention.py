@@ -1,8 +1,8 @@
 """Paged attention of rows with few query tokens: every key and value is read once, by items that triton_decode_plan cut.
 
-A grid of fixed size walks the items. Those of a query tile that is split leave float32 partial results; whichever of them is
-done last merges them, always in the same order (split-KV attention as in Flash-Decoding, Dao et al. 2023). Shared chunks go
-first, in a launch of their own: their partial results are there when the rows' own items are merged.
+A grid of fixed size walks the items, each program in one loop over all tiles of all its items: loads of the next item are on
+their way while one ends. Items of rows that are split leave float32 partial results, which a launch of its own puts together in
+a fixed order (split-KV attention as in Flash-Decoding, Dao et al. 2023); so do shared chunks, in a launch that goes first.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from .attention_batch import AttentionBatch
-from .triton_attend_keys import Tuning, attend_keys, grid_size, load_blocks, padded_dims, tile_keys
-from .triton_decode_plan import ITEM_FIELDS, plan_attention, query_rows, unpack
+from .triton_attend_keys import (
+    Tuning,
+    attend_tile,
+    grid_size,
+    key_offsets,
+    load_blocks,
+    max_registers,
+    padded_dims,
+    tile_keys,
+    weighted_mean,
+)
+from .triton_decode_plan import ITEM_FIELDS, plan_attention, query_rows
 from .triton_launch import has_pdl
+from .triton_merge_parts import merge_parts
 from .triton_shared_attention import SHARED_TUNING, attend_shared
 
 _TUNINGS = {
-    64: Tuning(tile_bytes=8 * 1024, num_warps=4, num_stages=4, programs_per_multiprocessor=3),
+    64: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
     128: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=3),
-    256: Tuning(tile_bytes=16 * 1024, num_warps=8, num_stages=3, programs_per_multiprocessor=2),
+    256: Tuning(tile_bytes=16 * 1024, num_warps=4, num_stages=3, programs_per_multiprocessor=2),
 }
-"""By padded head size. Three programs keep enough bytes on their way while one of them starts or ends an item."""
+"""By padded head size."""
 
 
 def decode_tuning(head_dim: int) -> Tuning:
@@ -34,76 +45,53 @@ def decode_tuning(head_dim: int) -> Tuning:
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _merge_parts(  # type: ignore[no-untyped-def]
-    partial_out,
-    partial_weights,
-    out,
-    first_partial,
-    num_parts,
-    first_token,
-    num_tokens,
-    i_head,
-    num_heads,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    DIMS: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
+def _count_tiles(  # type: ignore[no-untyped-def]
+    items, num_work, NUM_KV_HEADS: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr, ITEMS: tl.constexpr
 ):
-    """Puts together the parts of a query tile, ROWS pairs of token and head and PARTS parts at a time."""
-    i_dim, i_part = tl.arange(0, DIMS), tl.arange(0, PARTS)
-    for first_row in range(0, num_tokens * GROUP, ROWS):
-        i_row = first_row + tl.arange(0, ROWS)
-        exists = i_row < num_tokens * GROUP
-        b_tokens, b_heads = i_row // GROUP, i_head * GROUP + i_row % GROUP
-        b_top = tl.full((ROWS,), float("-inf"), tl.float32)
-        b_sum = tl.zeros((ROWS,), tl.float32)
-        b_out = tl.zeros((ROWS, DIMS), tl.float32)
-        for first_part in range(0, num_parts, PARTS):
-            b_parts = first_part + i_part
-            b_places = (first_partial + b_parts[None, :] * num_tokens + b_tokens[:, None]) * num_heads + b_heads[:, None]
-            readable = exists[:, None] & (b_parts < num_parts)[None, :]
-            b_logs = tl.load(partial_weights + b_places, mask=readable, other=float("-inf"))
-            b_values = tl.load(
-                partial_out + b_places[:, :, None] * HEAD_DIM + i_dim[None, None, :],
-                mask=readable[:, :, None] & (i_dim < HEAD_DIM)[None, None, :],
-                other=0.0,
-            )
-            b_new_top = tl.maximum(b_top, tl.max(b_logs, 1))
-            b_base = tl.where(b_new_top == float("-inf"), 0.0, b_new_top)
-            b_weights = tl.exp2(b_logs - b_base[:, None])
-            b_shrink = tl.exp2(b_top - b_base)
-            b_sum = b_sum * b_shrink + tl.sum(b_weights, 1)
-            b_out = b_out * b_shrink[:, None] + tl.sum(b_weights[:, :, None] * b_values, 1)
-            b_top = b_new_top
-        b_out = b_out / tl.where(exists, b_sum, 1.0)[:, None]
-        b_offsets = ((first_token + b_tokens).to(tl.int64) * num_heads + b_heads)[:, None] * HEAD_DIM + i_dim[None, :]
-        tl.store(out + b_offsets, b_out.to(out.dtype.element_ty), mask=exists[:, None] & (i_dim < HEAD_DIM)[None, :])
+    """(tiles of all items of this program, how many of its AHEAD first items have keys of new tokens)."""
+    num_tiles, num_new = 0, 0
+    for first_item in range(0, tl.cdiv(num_work - tl.program_id(0), tl.num_programs(0)), ITEMS):
+        b_which = first_item + tl.arange(0, ITEMS)
+        b_work = tl.program_id(0) + b_which * tl.num_programs(0)
+        fields = items + b_work // NUM_KV_HEADS * ITEM_FIELDS
+        b_first_keys = tl.load(fields + 1, mask=b_work < num_work, other=0)
+        b_end_keys = tl.load(fields + 2, mask=b_work < num_work, other=0)
+        num_tiles += tl.sum((b_end_keys - b_first_keys + KEYS - 1) // KEYS)
+        num_new += tl.sum(tl.load(fields + 7, mask=(b_work < num_work) & (b_which < AHEAD), other=0))
+    return num_tiles, num_new
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _load_item(items, i_item):  # type: ignore[no-untyped-def]
-    """The fields of an item."""
-    fields = items + i_item * ITEM_FIELDS
+def _load_item(items, i_work, num_work, NUM_KV_HEADS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The fields of an item; zeros, which stand for no keys at all, where there is none."""
+    fields = items + i_work // NUM_KV_HEADS * ITEM_FIELDS
+    is_real = i_work < num_work
     return (
-        tl.load(fields),
-        tl.load(fields + 1),
-        tl.load(fields + 2),
-        tl.load(fields + 3),
-        tl.load(fields + 4),
-        tl.load(fields + 5),
-        tl.load(fields + 6),
+        tl.load(fields, mask=is_real, other=0),
+        tl.load(fields + 1, mask=is_real, other=0),
+        tl.load(fields + 2, mask=is_real, other=0),
+        tl.load(fields + 3, mask=is_real, other=0),
+        tl.load(fields + 4, mask=is_real, other=0),
+        tl.load(fields + 5, mask=is_real, other=0),
+        tl.load(fields + 6, mask=is_real, other=0),
     )
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _load_first_blocks(block_table, table_stride, item, is_real, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The blocks of an item's first keys; of nothing where it is not real, whatever its fields hold."""
-    table = block_table + tl.where(is_real, item[0], 0).to(tl.int64) * table_stride
-    return load_blocks(table, tl.where(is_real, item[1], 0), tl.where(is_real, item[2], 0), BLOCK_SIZE, KEYS)
+def _choose(condition, item, other):  # type: ignore[no-untyped-def]
+    """One of two items."""
+    return (
+        tl.where(condition, item[0], other[0]),
+        tl.where(condition, item[1], other[1]),
+        tl.where(condition, item[2], other[2]),
+        tl.where(condition, item[3], other[3]),
+        tl.where(condition, item[4], other[4]),
+        tl.where(condition, item[5], other[5]),
+        tl.where(condition, item[6], other[6]),
+    )
 
 
-@triton.jit(do_not_specialize=["max_items", "table_stride"])  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["table_stride"])  # type: ignore[untyped-decorator, unused-ignore]
 def decode_attention_kernel(  # type: ignore[no-untyped-def]
     q,
     k_cache,
@@ -114,12 +102,10 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     block_table,
     items,
     num_items,
-    max_items,
-    arrivals,
     scale,
     q_stride,
     table_stride,
-    num_kv_heads,
+    NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIMS: tl.constexpr,
@@ -127,84 +113,75 @@ def decode_attention_kernel(  # type: ignore[no-untyped-def]
     KEYS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
     WINDOW: tl.constexpr,
-    MERGED_ROWS: tl.constexpr,
-    MERGED_PARTS: tl.constexpr,
-    EVICTION: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Items of single rows: program p takes items p, p + programs, ... Heads vary fastest, they lie side by side in a block."""
-    i_row, i_dim = tl.arange(0, QUERY_ROWS), tl.arange(0, DIMS)
-    num_heads = num_kv_heads * GROUP
+    i_row, i_dim, i_key = tl.arange(0, QUERY_ROWS), tl.arange(0, DIMS), tl.arange(0, KEYS)
+    num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    # An item is read while the one before it is computed, and its first blocks are looked up under that one's end.
-    next_item = _load_item(items, tl.program_id(0) // num_kv_heads)
-    num_work = tl.load(num_items) * num_kv_heads
-    b_next_blocks = _load_first_blocks(block_table, table_stride, next_item, tl.program_id(0) < num_work, BLOCK_SIZE, KEYS)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    for i_work in range(tl.program_id(0), num_work, tl.num_programs(0)):
-        slot, first_key, end_key, first_token, first_position, first_partial, packed = next_item
-        b_blocks = b_next_blocks
-        next_work = i_work + tl.num_programs(0)
-        next_item = _load_item(items, tl.minimum(next_work // num_kv_heads, max_items - 1))
-        i_head = i_work % num_kv_heads
-        part, num_parts, num_splits, num_tokens = unpack(packed)
+    num_programs = tl.num_programs(0)
+    i_work = tl.program_id(0)
+    num_work = tl.load(num_items) * NUM_KV_HEADS
+    # There are no more programs than places for items: the first one is read before it is known whether it is real.
+    item = _choose(i_work < num_work, _load_item(items, i_work, i_work + 1, NUM_KV_HEADS), (0, 0, 0, 0, 0, 0, 0))
+    next_item = _load_item(items, i_work + num_programs, num_work, NUM_KV_HEADS)
+    num_tiles, num_new = _count_tiles(items, num_work, NUM_KV_HEADS, KEYS, AHEAD, 128)
+    key = item[1]
+    b_blocks = load_blocks(block_table + item[0].to(tl.int64) * table_stride, key, item[2], BLOCK_SIZE, KEYS)
+    if PDL:  # noqa: SIM102  a constant, unlike the other condition
+        # The first tiles are loaded before anything waits, unless what they hold is being written by the kernels before.
+        if num_new > 0:
+            tl.extra.cuda.gdc_wait()
+    b_q = tl.zeros((QUERY_ROWS, DIMS), q.dtype.element_ty)
+    b_top = tl.full((QUERY_ROWS,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((QUERY_ROWS,), tl.float32)
+    b_out = tl.zeros((QUERY_ROWS, DIMS), tl.float32)
+    for _ in range(num_tiles):
+        _, first_key, end_key, first_token, first_position, partial, num_tokens = item
+        i_head = i_work % NUM_KV_HEADS
+        is_last = key + KEYS >= end_key
+        b_keys = key + i_key
+        b_offsets, readable = key_offsets(b_blocks, b_keys, end_key, i_head, NUM_KV_HEADS, HEAD_DIM, DIMS, BLOCK_SIZE)
+        b_k = tl.load(k_cache + b_offsets, mask=readable, other=0.0)
+        b_v = tl.load(v_cache + b_offsets, mask=readable, other=0.0)
 
+        b_tokens, b_heads = i_row // GROUP, i_head * GROUP + i_row % GROUP
         exists = i_row < num_tokens * GROUP
         stored = exists[:, None] & (i_dim < HEAD_DIM)[None, :]
-        b_tokens, b_heads = i_row // GROUP, i_head * GROUP + i_row % GROUP
-        b_q_rows = (first_token + b_tokens).to(tl.int64) * q_stride + b_heads * HEAD_DIM
-        b_q = tl.load(q + b_q_rows[:, None] + i_dim[None, :], mask=stored, other=0.0)
-        b_out, b_weights = attend_keys(
-            b_q,
-            first_position + b_tokens,
-            k_cache,
-            v_cache,
-            block_table + slot.to(tl.int64) * table_stride,
-            b_blocks,
-            i_head,
-            num_kv_heads,
-            first_key,
-            end_key,
-            scale,
-            HEAD_DIM,
-            DIMS,
-            BLOCK_SIZE,
-            KEYS,
-            True,
-            WINDOW,
-            EVICTION,
-        )
-        b_next_blocks = _load_first_blocks(block_table, table_stride, next_item, next_work < num_work, BLOCK_SIZE, KEYS)
-        if num_parts == 1:
-            b_out_rows = (first_token + b_tokens).to(tl.int64) * num_heads + b_heads
-            tl.store(out + b_out_rows[:, None] * HEAD_DIM + i_dim[None, :], b_out.to(out.dtype.element_ty), mask=stored)
-        else:
-            b_places = (first_partial + part * num_tokens + b_tokens) * num_heads + b_heads
-            tl.store(partial_out + b_places[:, None] * HEAD_DIM + i_dim[None, :], b_out, mask=stored)
-            tl.store(partial_weights + b_places, b_weights, mask=exists)
-            # Every thread has written before one of them says so; who hears it from all splits reads what they wrote.
-            tl.debug_barrier()
-            arrival = arrivals + first_partial * num_kv_heads + i_head
-            if tl.atomic_add(arrival, 1, sem="acq_rel") == num_splits - 1:
-                tl.store(arrival, 0)
-                _merge_parts(
-                    partial_out,
-                    partial_weights,
-                    out,
-                    first_partial,
-                    num_parts,
-                    first_token,
-                    num_tokens,
-                    i_head,
-                    num_heads,
-                    GROUP,
-                    HEAD_DIM,
-                    DIMS,
-                    MERGED_ROWS,
-                    MERGED_PARTS,
-                )
+        if key == first_key:
+            if PDL:
+                tl.extra.cuda.gdc_wait()
+            b_q_rows = (first_token + b_tokens).to(tl.int64) * q_stride + b_heads * HEAD_DIM
+            b_q = tl.load(q + b_q_rows[:, None] + i_dim[None, :], mask=stored, other=0.0)
+        b_top = tl.where(key == first_key, float("-inf"), b_top)
+        b_sum = tl.where(key == first_key, 0.0, b_sum)
+        b_out = tl.where(key == first_key, 0.0, b_out)
+        b_positions = first_position + b_tokens
+        visible = (b_keys < end_key)[None, :] & (b_keys[None, :] <= b_positions[:, None])
+        if WINDOW > 0:
+            visible &= b_keys[None, :] > b_positions[:, None] - WINDOW
+        b_top, b_sum, b_out = attend_tile(b_q, b_k, b_v, visible, scale, b_top, b_sum, b_out)
+        if is_last:
+            b_mean, b_weights = weighted_mean(b_top, b_sum, b_out)
+            if partial < 0:
+                b_rows = (first_token + b_tokens).to(tl.int64) * num_heads + b_heads
+                tl.store(out + b_rows[:, None] * HEAD_DIM + i_dim[None, :], b_mean.to(out.dtype.element_ty), mask=stored)
+            else:
+                b_places = (partial + b_tokens) * num_heads + b_heads
+                tl.store(partial_out + b_places[:, None] * HEAD_DIM + i_dim[None, :], b_mean, mask=stored)
+                tl.store(partial_weights + b_places, b_weights, mask=exists)
+
+        # An item is read while the one before it is computed, and the blocks of a tile one tile before it is loaded.
+        i_work += tl.where(is_last, num_programs, 0)
+        key = tl.where(is_last, next_item[1], key + KEYS)
+        item = _choose(is_last, next_item, item)
+        b_blocks = load_blocks(block_table + item[0].to(tl.int64) * table_stride, key, item[2], BLOCK_SIZE, KEYS)
+        next_item = _load_item(items, i_work + num_programs, num_work, NUM_KV_HEADS)
+    if PDL:
+        # For programs without items: who waits for this launch waits for those before.
+        tl.extra.cuda.gdc_wait()
 
 
 def paged_decode_attention(
@@ -232,18 +209,16 @@ def paged_decode_attention(
         batch = plan_attention(batch, num_heads, num_kv_heads, head_dim, window)
     work = batch.decode_work
     assert work is not None
-    max_partials = work.arrivals.shape[0]
-    partial_out = torch.empty(max_partials, num_heads, head_dim, dtype=torch.float32, device=q.device)
+    partial_out = torch.empty(work.max_partials, num_heads, head_dim, dtype=torch.float32, device=q.device)
     assert partial_out.numel() < 2**31  # kernels count in 32 bits
-    partial_weights = torch.empty(max_partials, num_heads, dtype=torch.float32, device=q.device)
+    partial_weights = torch.empty(work.max_partials, num_heads, dtype=torch.float32, device=q.device)
     group, dims = num_heads // num_kv_heads, padded_dims(head_dim)
     tuning = decode_tuning(head_dim) if tuning is None else tuning
     scale_log2 = scale * math.log2(math.e)
     pdl = has_pdl(q)
     if batch.shared is not None:
         attend_shared(q, k_cache, v_cache, batch, work, scale_log2, partial_out, partial_weights, shared_tuning)
-    num_programs = min(grid_size(q, tuning), work.items.shape[0] * num_kv_heads)
-    decode_attention_kernel[(num_programs,)](
+    decode_attention_kernel[(min(grid_size(q, tuning), work.items.shape[0] * num_kv_heads),)](
         q,
         k_cache,
         v_cache,
@@ -253,12 +228,10 @@ def paged_decode_attention(
         batch.block_table,
         work.items,
         work.num_items,
-        work.items.shape[0],
-        work.arrivals,
         scale_log2,
         q.stride(0),
         batch.block_table.stride(0),
-        num_kv_heads,
+        NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
         DIMS=dims,
@@ -266,11 +239,12 @@ def paged_decode_attention(
         KEYS=tile_keys(k_cache, dims, tuning),
         QUERY_ROWS=query_rows(group),
         WINDOW=0 if window is None else window,
-        MERGED_ROWS=min(4, triton.next_power_of_2(group)),
-        MERGED_PARTS=8,
-        EVICTION=tuning.eviction_policy,
+        AHEAD=tuning.num_stages,
         PDL=pdl,
         launch_pdl=pdl,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
+        maxnreg=max_registers(tuning),
     )
+    if work.max_partials > 1:
+        merge_parts(partial_out, partial_weights, out, batch, work, query_rows(group) // group)

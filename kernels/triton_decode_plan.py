@@ -17,12 +17,12 @@ from .attention_batch import MAX_DECODE_QUERY_LEN, MAX_SHARED_CHUNKS, AttentionB
 from .triton_attend_keys import padded_dims
 
 ITEM_FIELDS = tl.constexpr(8)
-"""Of an item, the last unused: slot; first and end of its keys; first query token and its position; first partial result of the
-query tile; what _pack packs."""
+"""Of an item: slot; first and end of its keys; first query token and its position; its first token's partial result, negative
+where the row is not split; query tokens; whether keys are among those of the row's new tokens."""
 MIN_QUERY_ROWS = 16
 """Rows of the smallest matrix product."""
 MAX_SPLITS = 16
-SPLIT_BYTES = 256 * 1024
+SPLIT_BYTES = 128 * 1024
 """Keys and values of one KV head in the smallest split, in 16-bit numbers."""
 _ROWS_PER_PROGRAM = 16
 
@@ -82,18 +82,6 @@ def _count(b_query_lens, b_num_splits, b_num_chunks, TILE_TOKENS: tl.constexpr):
     return b_num_splits * tl.cdiv(b_query_lens, TILE_TOKENS), b_partials
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _pack(b_part, b_num_parts, b_num_splits, b_num_tokens):  # type: ignore[no-untyped-def]
-    """A part's index in the row's order, how many there are, how many of them are splits (not shared chunks); query tokens."""
-    return b_part | (b_num_parts << 8) | (b_num_splits << 16) | (b_num_tokens << 24)
-
-
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def unpack(packed):  # type: ignore[no-untyped-def]
-    """(part, number of parts, number of splits, query tokens) of an item."""
-    return packed & 0xFF, (packed >> 8) & 0xFF, (packed >> 16) & 0xFF, packed >> 24
-
-
 @triton.jit(do_not_specialize=["num_rows", "split_keys", "max_splits"])  # type: ignore[untyped-decorator, unused-ignore]
 def plan_decode_kernel(  # type: ignore[no-untyped-def]
     row_slots,
@@ -103,10 +91,9 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
     num_chunks,
     items,
     num_items,
-    arrivals,
     partial_starts,
+    row_parts,
     num_rows,
-    num_kv_heads,
     split_keys,
     max_splits,
     WINDOW: tl.constexpr,
@@ -140,9 +127,9 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
     b_items, b_partials = _count(b_lens, b_splits, b_chunks, TILE_TOKENS)
     b_first_items = items_before + tl.cumsum(b_items) - b_items
     b_first_partials = partials_before + tl.cumsum(b_partials) - b_partials
-    if HAS_SHARED:
-        # A row that turned to padding on the device takes no part in shared items.
-        tl.store(partial_starts + i_rows, tl.where(b_splits > 0, b_first_partials, -1), mask=exists)
+    # A row that turned to padding on the device takes no part in shared items, and nothing of it is merged.
+    tl.store(partial_starts + i_rows, tl.where(b_splits > 0, b_first_partials, -1), mask=exists)
+    tl.store(row_parts + i_rows, tl.where(b_splits > 0, b_splits + b_chunks, 0), mask=exists)
 
     i_columns = tl.arange(0, COLUMNS)[None, :]
     is_item = i_columns < b_items[:, None]
@@ -160,11 +147,10 @@ def plan_decode_kernel(  # type: ignore[no-untyped-def]
     tl.store(fields + 2, b_ends, mask=is_item)
     tl.store(fields + 3, b_starts[:, None] + b_tiles * TILE_TOKENS, mask=is_item)
     tl.store(fields + 4, (b_contexts - b_lens)[:, None] + b_tiles * TILE_TOKENS, mask=is_item)
-    tl.store(fields + 5, b_tile_partials, mask=is_item)
-    packed = _pack(b_parts + b_chunks[:, None], b_num_parts, b_splits[:, None], b_tile_tokens)
-    tl.store(fields + 6, packed, mask=is_item)
-    for i_head in range(num_kv_heads):
-        tl.store(arrivals + b_tile_partials * num_kv_heads + i_head, 0, mask=is_item & (b_num_parts > 1) & (b_parts == 0))
+    b_partials = b_tile_partials + (b_parts + b_chunks[:, None]) * b_tile_tokens
+    tl.store(fields + 5, tl.where(b_num_parts > 1, b_partials, -1), mask=is_item)
+    tl.store(fields + 6, b_tile_tokens, mask=is_item)
+    tl.store(fields + 7, (b_ends > (b_contexts - b_lens)[:, None]).to(tl.int32), mask=is_item)
 
 
 def plan_attention(
@@ -190,8 +176,9 @@ def plan_attention(
     work = DecodeWork(
         items=integers(num_rows * num_tiles * num_splits, ITEM_FIELDS.value),
         num_items=integers(1),
-        arrivals=integers(max_partials, num_kv_heads),
-        partial_starts=integers(num_rows if batch.shared is not None else 1),
+        partial_starts=integers(num_rows),
+        row_parts=integers(num_rows),
+        max_partials=max_partials,
     )
     shared_lens, num_chunks = batch.context_lens, batch.context_lens
     if batch.shared is not None:
@@ -204,10 +191,9 @@ def plan_attention(
         num_chunks,
         work.items,
         work.num_items,
-        work.arrivals,
         work.partial_starts,
+        work.row_parts,
         num_rows,
-        num_kv_heads,
         smallest,
         MAX_SPLITS,
         WINDOW=0 if window is None else window,

@@ -40,6 +40,7 @@ MAX_LAUNCHES = 32
 NUM_REPLAYS = 7
 COMPILER_PROCESSES = 12
 MAX_RELATIVE_ERROR = 1e-2
+DEFAULT_SPLIT_KIB = triton_decode_plan.SPLIT_BYTES >> 10
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class Variant:
 
     def __str__(self) -> str:
         t = self.tuning
-        eviction = " ef" if t.eviction_policy else ""
-        launch = f"{t.tile_bytes >> 10}K w{t.num_warps} s{t.num_stages} x{t.programs_per_multiprocessor}{eviction}"
-        return f"{launch} /{self.split_kib}K"
+        return f"{t.tile_bytes >> 10}K w{t.num_warps} s{t.num_stages} x{t.programs_per_multiprocessor} /{self.split_kib}K"
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,8 @@ SHAPES = {
 }
 """Context lengths of the batches."""
 _TUNINGS = {
-    128: [
-        Tuning(16384, 4, 3, 3),
-        Tuning(16384, 4, 3, 3, "evict_first"),
-        Tuning(16384, 4, 3, 2),
-        Tuning(16384, 4, 4, 2),
-        Tuning(16384, 4, 2, 3),
-        Tuning(8192, 4, 4, 3),
-        Tuning(16384, 8, 3, 2),
-    ],
-    64: [Tuning(8192, 4, 4, 3), Tuning(8192, 4, 3, 3), Tuning(8192, 4, 6, 2), Tuning(16384, 4, 3, 2), Tuning(16384, 8, 3, 2)],
+    128: [Tuning(16384, 4, 3, 3), Tuning(16384, 4, 4, 2), Tuning(8192, 4, 4, 4), Tuning(8192, 2, 4, 4), Tuning(4096, 2, 6, 4)],
+    64: [Tuning(8192, 4, 4, 4), Tuning(8192, 4, 4, 3), Tuning(16384, 4, 3, 3), Tuning(8192, 2, 4, 4)],
 }
 _SPLITS_KIB = [32, 64, 128, 256]
 SHARED_TUNINGS = [SHARED_TUNING, Tuning(16384, 8, 3, 1), Tuning(16384, 8, 3, 2), Tuning(16384, 4, 3, 1), Tuning(16384, 4, 2, 2)]
@@ -250,7 +241,7 @@ def check_all(pool: Pool) -> None:
             set_splits(variant)
             error = relative_error(launch, variant.tuning)
             assert error < MAX_RELATIVE_ERROR, f"{model.name} {variant}: off by {error:.1e}"
-    set_splits(Variant(SHARED_TUNING, 64))
+    set_splits(Variant(SHARED_TUNING, DEFAULT_SPLIT_KIB))
     launch = with_shared(next(pool.launches(LLAMA_8B, [2300 + row for row in range(40)], 2048)))
     for shared_tuning in SHARED_TUNINGS:
         error = relative_error(launch, None, shared_tuning)
@@ -299,7 +290,7 @@ def tune(pool: Pool, ceiling: float, results: list[dict[str, object]]) -> None:
                 us = time_launches([launch.planned() for launch in launches], variant.tuning)
                 times_us[str(variant)] = us
                 results.append({"shape": name, "bytes": num_bytes, "us": us} | asdict(variant))
-            print_shape(name, num_bytes, ceiling, times_us, str(Variant(decode_tuning(model.head_dim), 64)))
+            print_shape(name, num_bytes, ceiling, times_us, str(Variant(decode_tuning(model.head_dim), DEFAULT_SPLIT_KIB)))
             for variant_name, us in times_us.items():
                 key = (model.head_dim, variant_name)
                 totals[key] = totals.get(key, 0.0) + us / min(times_us.values())
@@ -310,13 +301,13 @@ def tune(pool: Pool, ceiling: float, results: list[dict[str, object]]) -> None:
 
 def tune_shared(pool: Pool) -> None:
     """Prints what a common prefix of 2048 tokens costs, read by each row and read once."""
-    set_splits(Variant(SHARED_TUNING, 64))
+    set_splits(Variant(SHARED_TUNING, DEFAULT_SPLIT_KIB))
     for num_rows in (8, 64, 256):
         lengths = [2048 + 375] * num_rows
         launches = list(itertools.islice(pool.launches(LLAMA_8B, lengths, 2048), 8))
         alone_us = time_launches([launch.planned() for launch in launches], None)
         grouped = [with_shared(launch).planned() for launch in launches]
-        times = ", ".join(f"{Variant(t, 64)} {time_launches(grouped, None, t):.1f} us" for t in SHARED_TUNINGS)
+        times = ", ".join(f"{Variant(t, DEFAULT_SPLIT_KIB)} {time_launches(grouped, None, t):.1f} us" for t in SHARED_TUNINGS)
         print(f"8B, {num_rows} rows of 2048 shared + 375 own: each for itself {alone_us:.1f} us; read once: {times}")
 
 

@@ -166,7 +166,7 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
     core = engine_for(checkpoint("llama"), max_num_batched_tokens=16)
     first, second = (np.random.default_rng(seed).integers(3, 300, 49).tolist() for seed in (1, 2))
     (expected,) = generate(core, [first])
-    calls = []
+    calls: list[Any] = []
 
     def fail_once(*arguments: Any) -> torch.Tensor:
         calls.append(arguments)
@@ -175,7 +175,7 @@ def test_a_step_that_runs_out_of_memory_spoils_nothing_that_others_find_in_the_p
         return reference_attention.paged_attention(*arguments)
 
     # The second request takes over the first one's slot; its second chunk is launched before the first one's failure shows.
-    monkeypatch.setattr(ops, "rms_norm", fail_once)
+    monkeypatch.setattr(ops, "paged_attention", fail_once)
     core.submit("second", submission(2, second))
     outputs: list[RequestOutput] = []
     while core.has_work:

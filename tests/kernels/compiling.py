@@ -70,14 +70,17 @@ def compile_launches(launches: Callable[[], object], architectures: Sequence[int
         return [CompiledLaunch(**launch) for launch in json.load(report)]
 
 
-def check_launches(launches: Callable[[], object], architectures: Sequence[int] = ARCHITECTURES) -> list[CompiledLaunch]:
-    """compile_launches, and fails where a block takes more than its GPU has or a thread spills."""
+def check_launches(
+    launches: Callable[[], object], architectures: Sequence[int] = ARCHITECTURES, *, max_spilled_bytes: int = 0
+) -> list[CompiledLaunch]:
+    """compile_launches, and fails where a block takes more than its GPU has or a thread spills more than so much."""
     compiled = compile_launches(launches, architectures)
     assert {launch.arch for launch in compiled} == set(architectures)
     for launch in compiled:
         what = f"{launch.kernel} on sm_{launch.arch} with {launch.constants}, {launch.num_warps} warps"
         assert launch.shared_bytes <= SHARED_BYTES[launch.arch], f"{what}: {launch.shared_bytes} bytes of shared memory"
-        assert launch.spilled_bytes == 0, f"{what}: {launch.spilled_bytes} bytes spilled, {launch.registers} registers"
+        spilled = f"{what}: {launch.spilled_bytes} bytes spilled, {launch.registers} registers"
+        assert launch.spilled_bytes <= max_spilled_bytes, spilled
     return compiled
 
 

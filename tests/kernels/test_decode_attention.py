@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -174,7 +175,12 @@ def test_compiles_for_every_architecture() -> None:
         "plan_decode_kernel",
         "decode_attention_kernel",
         "shared_attention_kernel",
+        "merge_parts_kernel",
     }
+    for launch in compiled:
+        if launch.kernel == "decode_attention_kernel":
+            # A tile of keys and one of values stay on their way while the tile before is waited for.
+            assert max(map(int, re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", launch.ptx))) >= 2
 
 
 REAL_LENGTHS = [(1, 1000), (1, 5000), (1, 17), (4, 1023), (1, 0), (2, 300), (1, 40000), *[(1, 1000)] * 60, (7, 100)]

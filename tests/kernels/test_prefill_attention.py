@@ -265,7 +265,9 @@ def launch_on_meta(dtype: torch.dtype, head_dim: int, num_tokens: int, window: i
 @pytest.mark.parametrize("launches", [launch_small_steps, launch_large_steps, launch_variants])
 @pytest.mark.parametrize("arch", [80, 89, 90, 100])
 def test_compiles_for_every_architecture(launches: Callable[[], None], arch: int) -> None:
-    for launch in check_launches(launches, [arch]):
+    # On Hopper registers are limited so that two programs fit side by side; with a window it takes a few more than that.
+    max_spilled_bytes = 24 if arch == 90 and launches is launch_variants else 0
+    for launch in check_launches(launches, [arch], max_spilled_bytes=max_spilled_bytes):
         if launch.kernel == "_prefill_kernel" and arch == 90:
             assert "wgmma" in launch.ptx
             assert ("cp.async.bulk.tensor" in launch.ptx) == (launch.constants["BLOCK_SIZE"] == "0")
