@@ -1,4 +1,4 @@
-"""The memory plan against what the card says is in use."""
+"""The memory plan against what the driver says that the process uses; others may use the card meanwhile."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ SHARE_USED = 0.85
 """A plan wastes no more than the rest."""
 PROGRAM = """
 import json, sys, torch
+from tests.process_memory import process_bytes
 torch.cuda.init()
+torch.ones(1, device="cuda")
+torch.cuda.empty_cache()
 free_bytes, total_bytes = torch.cuda.mem_get_info()
+context_bytes = process_bytes()
 from penstock.engine.build import load_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.memory import plan_memory
@@ -24,7 +28,7 @@ from penstock.engine.model_config import ModelConfig
 from tests.engine.toy_engine import make_submit, run_to_end
 from pathlib import Path
 config = EngineConfig(
-    model=sys.argv[1], device="cuda", load_format="dummy", max_model_len=4096, gpu_memory_utilization=0.4,
+    model=sys.argv[1], device="cuda", load_format="dummy", max_model_len=4096, kv_cache_memory_bytes=20 << 30,
     max_num_batched_tokens=2048, max_num_seqs=256,
 )
 memory = DeviceMemory("cuda", total_bytes, free_bytes)
@@ -34,7 +38,7 @@ for fields in ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9, "frequen
     prompts = {index: make_submit([index + 1] * 60, 8, ignore_eos=True, **fields) for index in range(256)}
     run_to_end(core, prompts)
 torch.cuda.synchronize()
-used_bytes = free_bytes - torch.cuda.mem_get_info()[0]
+used_bytes = process_bytes() - context_bytes
 print(json.dumps({"planned": plan.total_bytes, "used": used_bytes, "reserved": torch.cuda.memory_reserved()}))
 """
 CONFIG = {

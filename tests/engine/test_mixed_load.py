@@ -12,7 +12,7 @@ import pytest
 
 from penstock.engine.core import EngineCore
 from penstock.ipc.messages import FinishReason
-from tests.checkpoints import MAX_POSITIONS, VOCAB_SIZE, make_checkpoint
+from tests.checkpoints import MAX_POSITIONS, VOCAB_SIZE, make_checkpoint, write_tokenizer
 from tests.engine.generating import engine_for, generate
 from tests.engine.mixed_load import KINDS, Load, MixedLoad
 
@@ -70,6 +70,7 @@ def test_a_mixed_load_on_an_8b_model_takes_no_memory_for_good(tmp_path: Path) ->
     import torch
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    write_tokenizer(tmp_path)
     core = engine_for(
         tmp_path,
         device="cuda",

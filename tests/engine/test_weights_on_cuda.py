@@ -54,6 +54,7 @@ def test_the_driver_makes_a_context_that_torch_uses() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.whole_gpu
 def test_made_up_weights_of_an_8b_model_take_less_than_half_a_second() -> None:
     from tests.engine.test_memory import LLAMA_8B
 

@@ -1,6 +1,10 @@
-"""Where the kernels' tests run, and how close to float64 the result must be there."""
+"""Where the kernels' tests run, how close to float64 the result must be there, and that nobody waits for a GPU."""
 
 from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -28,3 +32,16 @@ def assert_close(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     """Normal random numbers, the same on every device."""
     return torch.randn(shape).to(device=device, dtype=dtype)
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Operations that wait for the GPU raise RuntimeError meanwhile, as far as torch knows them."""
+    with warnings.catch_warnings():
+        # torch says so, once per process, after it has set the mode: as an error it would leave the mode behind.
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -76,10 +76,13 @@ def make_paged_batch(
 ) -> PagedBatch:
     """`prefixes`: (rows, tokens): these rows read their first tokens (whole blocks) from the same physical blocks."""
     num_slots = len(lengths) + 3
-    max_blocks = max(-(-context // block_size) for _, context in lengths) + 2
-    num_blocks = num_slots * max_blocks + 1
-    table = torch.randperm(num_blocks - 1).view(num_slots, max_blocks)
+    lengths_in_blocks = [-(-context // block_size) for _, context in lengths]
+    num_blocks = sum(lengths_in_blocks) + 8
+    table = torch.full((num_slots, max(lengths_in_blocks) + 2), num_blocks - 1)
     row_slots = torch.randperm(num_slots)[: len(lengths)]
+    block_ids = iter(torch.split(torch.randperm(num_blocks - 1), [*lengths_in_blocks, 7]))
+    for slot, length in zip(row_slots, lengths_in_blocks, strict=True):
+        table[slot, :length] = next(block_ids)
     for rows, num_tokens in prefixes:
         table[row_slots[rows], : num_tokens // block_size] = table[row_slots[rows[0]], : num_tokens // block_size]
     is_read = torch.zeros(num_blocks, block_size, dtype=torch.bool)
@@ -87,7 +90,6 @@ def make_paged_batch(
         first = 0 if window is None else max(0, context_len - query_len - window + 1)
         positions = torch.arange(first, context_len)
         is_read[table[slot, positions // block_size], positions % block_size] = True
-        table[slot, -(-context_len // block_size) :] = num_blocks - 1
     caches = []
     for _ in range(2):
         random = torch.randn(num_blocks, heads[1], block_size, head_dim, device=device).to(dtype)

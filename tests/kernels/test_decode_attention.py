@@ -187,12 +187,24 @@ REAL_LENGTHS = [(1, 1000), (1, 5000), (1, 17), (4, 1023), (1, 0), (2, 300), (1, 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("window", [None, 512])
 @pytest.mark.parametrize(
-    ("heads", "head_dim", "block_size"),
-    [((32, 8), 128, 16), ((32, 8), 64, 32), ((16, 8), 128, 64), ((32, 32), 96, 16), ((8, 1), 256, 16), ((28, 4), 128, 16)],
+    ("heads", "head_dim", "block_size", "dtype", "window"),
+    [
+        ((32, 8), 128, 16, torch.bfloat16, None),
+        ((32, 8), 128, 16, torch.bfloat16, 512),
+        ((32, 8), 128, 16, torch.float32, 512),
+        ((32, 8), 64, 32, torch.bfloat16, None),
+        ((32, 8), 64, 16, torch.float16, 512),
+        ((32, 8), 64, 16, torch.float32, None),
+        ((16, 8), 128, 64, torch.float16, None),
+        ((32, 32), 96, 16, torch.bfloat16, None),
+        ((32, 32), 96, 32, torch.float16, 512),
+        ((8, 1), 256, 16, torch.bfloat16, None),
+        ((8, 1), 256, 16, torch.float32, 512),
+        ((28, 4), 128, 16, torch.bfloat16, None),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_real_shapes(heads: tuple[int, int], head_dim: int, block_size: int, dtype: torch.dtype, window: int | None) -> None:
     shape = {"heads": heads, "head_dim": head_dim, "block_size": block_size}
     paged = make_paged_batch(REAL_LENGTHS, **shape, dtype=dtype, window=window, device="cuda")  # type: ignore[arg-type]

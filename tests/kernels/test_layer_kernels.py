@@ -15,12 +15,22 @@ from tests.kernels.compiling import check_launches
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 EPS = 1e-6
+INTERPRETED_DTYPES = [torch.float32, torch.float16]
 SHAPES = [
-    (1, 1),
-    (3, 7),
-    (5, 123),
-    (2, 1024),
-    *(pytest.param(shape, marks=pytest.mark.gpu) for shape in [(1, 4096), (8192, 2048), (300, 8192), (17, 2880), (1, 16384)]),
+    *((shape, dtype) for shape in [(1, 1), (3, 7), (5, 123), (2, 1024)] for dtype in INTERPRETED_DTYPES),
+    *(
+        pytest.param(shape, dtype, marks=pytest.mark.gpu)
+        for shape, dtype in [
+            ((5, 123), torch.bfloat16),
+            ((1, 4096), torch.bfloat16),
+            ((8192, 2048), torch.bfloat16),
+            ((300, 8192), torch.bfloat16),
+            ((300, 8192), torch.float32),
+            ((17, 2880), torch.bfloat16),
+            ((17, 2880), torch.float16),
+            ((1, 16384), torch.float32),
+        ]
+    ),
 ]
 
 
@@ -32,8 +42,7 @@ def rows_in_nan(num_rows: int, size: int, dtype: torch.dtype) -> Tensor:
     return rows
 
 
-@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES, ids=str)
 def test_norms_equal_their_twins(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x, residual = rows_in_nan(*shape, dtype), rows_in_nan(*shape, dtype)
     weight = random_tensor(shape[1], dtype=dtype, device=TRITON_DEVICE)
@@ -59,8 +68,7 @@ def test_a_row_is_normed_alike_in_any_batch() -> None:
     assert torch.equal(together[4:5], alone)
 
 
-@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES, ids=str)
 def test_silu_mul_equals_its_twin(shape: tuple[int, int], dtype: torch.dtype) -> None:
     gate_up = rows_in_nan(shape[0], 2 * shape[1], dtype)
     product = triton_swiglu.silu_mul(gate_up)
@@ -112,27 +120,29 @@ def rope_case(
 
 
 ROPE_SHAPES = [
-    (4, 4, 2, 16, 4),
-    (3, 3, 3, 2, 1),
-    (7, 9, 1, 10, 16),
-    (4, 2, 1, 96, 16),
-    (3, 17, 10, 64, 32),
     *(
-        pytest.param(shape, marks=pytest.mark.gpu)
-        for shape in [
-            (1, 32, 8, 128, 16),
-            (4099, 32, 8, 128, 16),
-            (513, 32, 8, 64, 64),
-            (129, 16, 8, 256, 32),
-            (129, 24, 24, 96, 16),
+        (shape, dtype)
+        for shape in [(4, 4, 2, 16, 4), (3, 3, 3, 2, 1), (7, 9, 1, 10, 16), (4, 2, 1, 96, 16), (3, 17, 10, 64, 32)]
+        for dtype in INTERPRETED_DTYPES
+    ),
+    *(
+        pytest.param(shape, dtype, marks=pytest.mark.gpu)
+        for shape, dtype in [
+            ((7, 9, 1, 10, 16), torch.bfloat16),
+            ((1, 32, 8, 128, 16), torch.bfloat16),
+            ((4099, 32, 8, 128, 16), torch.bfloat16),
+            ((4099, 32, 8, 128, 16), torch.float32),
+            ((513, 32, 8, 64, 64), torch.bfloat16),
+            ((513, 32, 8, 64, 64), torch.float16),
+            ((129, 16, 8, 256, 32), torch.bfloat16),
+            ((129, 24, 24, 96, 16), torch.bfloat16),
         ]
     ),
 ]
 
 
-@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
 @pytest.mark.parametrize("with_norm", [False, True], ids=["plain", "head-norm"])
-@pytest.mark.parametrize("shape", ROPE_SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), ROPE_SHAPES, ids=str)
 def test_rope_and_cache_equals_its_twin(shape: tuple[int, int, int, int, int], with_norm: bool, dtype: torch.dtype) -> None:
     apply = rope_case(*shape, dtype, with_norm)
     rotated, *caches = apply(triton_rope.rope_and_cache, dtype)

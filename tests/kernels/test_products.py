@@ -194,7 +194,7 @@ def test_compiles_for_every_architecture() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7, 16, 33, 64])
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 64])
 @pytest.mark.parametrize(
     ("num_outputs", "num_inputs"), [(6144, 4096), (4096, 4096), (4096, 14336), (28672, 4096), (1024, 3072), (2048, 1024)]
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import ops, reference_attention
-from tests.kernels.comparing import DEVICES, DTYPES, assert_close, random_tensor
+from tests.kernels.comparing import DTYPES, assert_close, random_tensor
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -108,31 +108,53 @@ MIXED = [(1, 9), (1, 30), (7, 7), (1, 2), (4, 21), (1, 16), (1, 8)]
 BATCHES = pytest.mark.parametrize("lengths", [DECODES, PREFILLS, MIXED], ids=["decode", "prefill", "mixed"])
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
 @BATCHES
 def test_every_query_sees_its_own_context_and_no_more(
-    lengths: list[tuple[int, int]], window: int | None, dtype: torch.dtype, device: str
+    lengths: list[tuple[int, int]], window: int | None, dtype: torch.dtype
 ) -> None:
-    check(make_case(lengths, window=window, dtype=dtype, device=device), window=window)
+    check(make_case(lengths, window=window, dtype=dtype), window=window)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("head_dim", [1, 7, 64, 80, 128])
 @pytest.mark.parametrize("heads", [(1, 1), (6, 6), (6, 2), (5, 1)], ids=str)
 @BATCHES
-def test_heads_of_any_number_and_size(
-    lengths: list[tuple[int, int]], heads: tuple[int, int], head_dim: int, device: str
-) -> None:
-    check(make_case(lengths, heads=heads, head_dim=head_dim, device=device))
+def test_heads_of_any_number_and_size(lengths: list[tuple[int, int]], heads: tuple[int, int], head_dim: int) -> None:
+    check(make_case(lengths, heads=heads, head_dim=head_dim))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("block_size", [1, 5, 16, 64])
 @BATCHES
-def test_blocks_of_any_size(lengths: list[tuple[int, int]], block_size: int, device: str) -> None:
-    check(make_case(lengths, block_size=block_size, device=device))
+def test_blocks_of_any_size(lengths: list[tuple[int, int]], block_size: int) -> None:
+    check(make_case(lengths, block_size=block_size))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "block_size", "dtype", "window"),
+    [
+        ((4, 2), 16, 4, torch.float32, None),
+        ((4, 2), 16, 4, torch.float32, 1),
+        ((4, 2), 16, 4, torch.bfloat16, 8),
+        ((4, 2), 16, 1, torch.float16, 3),
+        ((1, 1), 1, 5, torch.float32, None),
+        ((6, 2), 7, 16, torch.float32, 8),
+        ((5, 1), 80, 64, torch.bfloat16, None),
+        ((6, 6), 64, 5, torch.float32, 3),
+        ((6, 2), 128, 64, torch.float32, None),
+    ],
+    ids=str,
+)
+def test_what_runs_on_a_gpu_does_the_same(
+    heads: tuple[int, int], head_dim: int, block_size: int, dtype: torch.dtype, window: int | None
+) -> None:
+    """Small and odd sizes; each is compiled anew."""
+    for lengths in (DECODES, PREFILLS, MIXED):
+        case = make_case(
+            lengths, heads=heads, head_dim=head_dim, block_size=block_size, dtype=dtype, window=window, device="cuda"
+        )
+        check(case, scale=head_dim**-0.5, window=window)
 
 
 @BATCHES
