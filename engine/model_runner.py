@@ -77,7 +77,9 @@ class ModelRunner:
             for _ in range(max(len(group.layers) for group in groups))
         ]
         self._sizes = StepSizes(max_num_seqs, max_num_batched_tokens)
-        self._program = StepProgram(model, model_config, kv_caches, self._limits, self._sizes, device, deterministic=deterministic)
+        self._program = StepProgram(
+            model, model_config, kv_caches, self._limits, self._sizes, device, deterministic=deterministic
+        )
         self._sender = StepSender(self._program, self._limits, device)
         self._slots = HostSlots(max_num_seqs, len(groups))
         self._counts = TokenCounts(max_num_seqs, model_config.vocab_size, device)

@@ -83,8 +83,8 @@ class StepProgram:
         row_slots = self.step.row_slots[: len(logits)]
         if self._is_deterministic and logits.is_cpu:
             # What torch's functions of exponentials yield for a row may depend on the rows beside it.
-            pairs = zip(logits.split(1), row_slots.split(1), strict=True)
-            drawn = [draw(*row, self.state, has_filters=has_filters) for row in pairs]
+            rows = [slice(row, row + 1) for row in range(len(logits))]
+            drawn = [draw(logits[row], row_slots[row], self.state, has_filters=has_filters) for row in rows]
             token_ids, is_valid = zip(*drawn, strict=True)
             return torch.cat(token_ids), torch.cat(is_valid)
         return draw(logits, row_slots, self.state, has_filters=has_filters)

@@ -1,8 +1,9 @@
 """Plain-PyTorch twin of paged attention: keys and values gathered per request, float32 arithmetic.
 
 Neighbouring requests with one query each (decode) are gathered and computed together, padded to the longest context, unless the
-batch is to be invariant; any other request is computed alone. Gathering never leaves the context: positions beyond it are replaced by the last one inside and
-then masked, so that whatever lies in stale or unwritten places, NaN included, has no influence. Padding rows are passed over.
+batch is to be invariant; any other request is computed alone. Gathering never leaves the context: positions beyond it are
+replaced by the last one inside and then masked, so that whatever lies in stale or unwritten places, NaN included, has no
+influence. Padding rows are passed over.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""With --deterministic a request's tokens and logprobs are the same to the last bit, whatever else runs and however it is computed."""
+"""With --deterministic a request's tokens and logprobs are the same to the last bit, whatever else runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import pytest
 import torch
 
 from penstock.engine.core import EngineCore
+from penstock.engine.models import build_model
+from penstock.kernels.products import INVARIANT
 from tests.checkpoints import make_checkpoint
 from tests.engine.generating import Generated, engine_for, generate
+from tests.engine.runner_driver import DRAWN, Driver, Request, requests_for
+from tests.engine.runner_driver import make_prompts as make_driver_prompts
+from tests.engine.tiny_model import make_model, tiny_config
 
 CPU_PROMPT_LENGTHS = (1, 3, 16, 17, 31, 48, 70)
 CUDA_PROMPT_LENGTHS = (1, 3, 17, 64, 127, 300, 701)
@@ -23,23 +28,17 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "penalized": {"temperature": 1.1, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.3},
 }
 CPU_SETTINGS: dict[str, Any] = {"max_model_len": 160}
-CPU_MODELS = (
-    ("llama", "float32"),
-    ("llama", "bfloat16"),
-    ("llama_biases", "float32"),
-    ("mistral", "float32"),
-    ("qwen3", "float32"),
-    ("qwen2_mixed_windows", "float32"),
-)
+MODELS_IN_SHORT = (("llama", "bfloat16"), ("llama_biases", "float32"), ("mistral", "float32"), ("qwen3", "float32"))
+"""With one variant each; other models with all of them."""
 CPU_VARIANTS: dict[str, dict[str, Any]] = {
     "all at once": {},
     "chunks of 16": {"max_num_batched_tokens": 16},
     "chunks of 5, three at a time": {"max_num_batched_tokens": 5, "max_num_seqs": 3},
     "no prefix cache": {"enable_prefix_caching": False},
     "synchronous": {"async_scheduling": False},
-    "preempted": {"num_gpu_blocks_override": 14},
+    "preempted": {"num_gpu_blocks_override": 11},
     "preempted, chunks of 16, no cache": {
-        "num_gpu_blocks_override": 14,
+        "num_gpu_blocks_override": 11,
         "max_num_batched_tokens": 16,
         "enable_prefix_caching": False,
     },
@@ -140,7 +139,7 @@ def outcome(model_dir: Path, dtype: str, device: str, settings: dict[str, Any], 
     while on_cuda and not alone and core.on_idle():
         pass  # graphs of all sizes
     prompts = make_prompts(CUDA_PROMPT_LENGTHS if on_cuda else CPU_PROMPT_LENGTHS)
-    num_tokens = 32 if on_cuda else 40
+    num_tokens = 32 if on_cuda else 20
     results = run_all(core, prompts, num_tokens, alone=alone)
     if not alone:
         again = run_all(core, prompts, num_tokens, alone=False)
@@ -150,8 +149,13 @@ def outcome(model_dir: Path, dtype: str, device: str, settings: dict[str, Any], 
     return results
 
 
-@pytest.mark.parametrize("variant", CPU_VARIANTS)
-@pytest.mark.parametrize(("name", "dtype"), CPU_MODELS)
+@pytest.mark.parametrize(
+    ("name", "dtype", "variant"),
+    [
+        *((name, "float32", variant) for name in ("llama", "qwen2_mixed_windows") for variant in CPU_VARIANTS),
+        *((name, dtype, "preempted, chunks of 16, no cache") for name, dtype in MODELS_IN_SHORT),
+    ],
+)
 def test_same_bits_whatever_else_runs(
     name: str,
     dtype: str,
@@ -160,6 +164,28 @@ def test_same_bits_whatever_else_runs(
     alone: Callable[[str, str, str], list[Any]],
 ) -> None:
     assert outcome(checkpoint(name), dtype, "cpu", CPU_VARIANTS[variant]) == alone(name, dtype, "cpu")
+
+
+def padded_or_not(requests: list[Request], *, pads: bool, chunk: int | None, together: bool) -> list[Any]:
+    """Tokens and logprobs of a tiny model with odd sizes and windows."""
+    config = tiny_config((None, 5, 9))
+    model = build_model(config, device="cpu", dtype=torch.float32, products=INVARIANT)
+    model.load_state_dict(make_model(config).state_dict())
+    driver = Driver((None, 5, 9), model=model, deterministic=True)
+    driver.runner._pads = pads
+    driver.poison_kv_cache()
+    for group in [requests] if together else [[request] for request in requests]:
+        driver.run(group, chunk=chunk)
+    reported = [[result.logprobs[0].logprobs for result in request.results if result.logprobs] for request in requests]
+    return [(request.output, np.array(rows, np.float32).tobytes()) for request, rows in zip(requests, reported, strict=True)]
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_same_bits_in_padded_steps_with_poison_in_the_cache(chunk: int | None) -> None:
+    prompts, settings = make_driver_prompts(), [{**settings, "logprobs": 2} for settings in DRAWN]
+    expected = padded_or_not(requests_for(prompts, *settings), pads=False, chunk=None, together=False)
+    assert all(tokens for tokens, _ in expected)
+    assert padded_or_not(requests_for(prompts, *settings), pads=True, chunk=chunk, together=True) == expected
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_num_batched_tokens": 16}], ids=["batched", "chunked"])
