@@ -76,7 +76,7 @@ class ModelRunner:
             ops.make_kv_cache(num_blocks, block_size, model_config.num_kv_heads, model_config.head_dim, dtype, device)
             for _ in range(max(len(group.layers) for group in groups))
         ]
-        self._sizes = StepSizes(max_num_seqs, max_num_batched_tokens)
+        self._sizes, self._is_deterministic = StepSizes(max_num_seqs, max_num_batched_tokens), deterministic
         self._program = StepProgram(
             model, model_config, kv_caches, self._limits, self._sizes, device, deterministic=deterministic
         )
@@ -118,7 +118,7 @@ class ModelRunner:
 
     def kernel_calls(self) -> Sequence[Callable[[], object]]:
         """Calls that launch every kernel that steps do, at their usual sizes; their results mean nothing."""
-        sizes = self._sizes.usual
+        sizes = self._sizes.usual + (self._sizes.powers_of_two if self._is_deterministic else ())
         if self._sharing is not None:
             sizes += tuple(replace(size, has_shared=True) for size in sizes)
         return [lambda size=size: self._program.launch_kernels(size) for size in sizes]  # type: ignore[misc]

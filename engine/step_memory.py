@@ -83,6 +83,12 @@ def _count_activations(model_config: ModelConfig, config: EngineConfig, element_
     return _padded_tokens(config) * per_token * element_bytes
 
 
+def max_deterministic_tokens(model_config: ModelConfig) -> int:
+    """Tokens of a step whose partial results kernels can count in 32 bits when each is a row of attention."""
+    most = (2**31 - 1) // (MAX_ATTENTION_PARTS * model_config.num_heads * model_config.head_dim)
+    return most // STEP_PADDING_TOKENS * STEP_PADDING_TOKENS
+
+
 def _padded_tokens(config: EngineConfig) -> int:
     """Tokens of the largest step on CUDA."""
     num_tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
