@@ -197,7 +197,7 @@ def _build_runner(
                     max_num_batched_tokens=config.max_num_batched_tokens,
                     max_model_len=memory_plan.max_model_len,
                     uses_graphs=not config.enforce_eager,
-                    shares_prefixes=not config.deterministic,
+                    deterministic=config.deterministic,
                 )
             if device.type == "cuda":
                 with start_up.phase("libraries"):
@@ -211,7 +211,8 @@ def _build_runner(
 
 def _kind(config: EngineConfig, model_config: ModelConfig) -> str:
     """What of the settings decides about kernels, or may."""
-    return repr((model_config, config.dtype, config.block_size, config.max_num_seqs, config.max_num_batched_tokens))
+    sizes = (config.block_size, config.max_num_seqs, config.max_num_batched_tokens)
+    return repr((model_config, config.dtype, *sizes, config.deterministic))
 
 
 def _wake_libraries(device: torch.device, dtype: torch.dtype) -> None:

@@ -46,7 +46,7 @@ class EngineConfig:
     async_scheduling: bool = True
     """The overlapped loop: plan and launch a step before the last one's tokens are read. False: its synchronous twin."""
     deterministic: bool = False
-    """Matrix products whose rows are bitwise the same in every batch; see kernels/products.py."""
+    """A request's tokens and logprobs are bitwise the same whatever else runs, however its prompt is cut; slower."""
     seed: int = 0
     """Of dummy weights and of seeds given to requests that come without one."""
     socket_dir: Path | None = None

@@ -14,7 +14,7 @@ from .memory_room import Room, what_would_fit
 from .model_config import DTYPE_BYTES, ModelConfig
 from .model_memory import blocks_for, count_block_bytes, count_parameters, longest_request
 from .progress import format_bytes
-from .step_memory import StepMemory, count_step_memory
+from .step_memory import StepMemory, count_step_memory, max_deterministic_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,9 @@ def plan_memory(model_config: ModelConfig, config: EngineConfig, memory: DeviceM
     """
     if dtype not in DTYPE_BYTES:
         raise EngineStartError(f"--dtype must be auto, {', '.join(DTYPE_BYTES)}; not {dtype!r}")
+    most_tokens = max_deterministic_tokens(model_config)
+    if config.deterministic and memory.device == "cuda" and config.max_num_batched_tokens > most_tokens:
+        raise EngineStartError(f"with --deterministic this model takes --max-num-batched-tokens of at most {most_tokens}")
     max_model_len = _asked_max_model_len(model_config, config)
     weights_bytes = count_parameters(model_config) * DTYPE_BYTES[dtype]
     step = count_step_memory(model_config, config, dtype=dtype, device=memory.device, max_model_len=max_model_len)

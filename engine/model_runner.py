@@ -53,9 +53,11 @@ class ModelRunner:
         uses_graphs: bool = True,
         shares_prefixes: bool = True,
         times_steps: bool = False,
+        deterministic: bool = False,
     ) -> None:
-        """The last three mean nothing on the CPU: CUDA graphs; keys that several requests share are read once, which makes how
-        a request's attention is rounded depend on the others; `timer` records when steps ran.
+        """With `deterministic`, and a model of invariant products, results are bitwise the same whatever else runs. The three
+        before it mean nothing on the CPU: CUDA graphs; keys that several requests share are read once, which makes how a
+        request's attention is rounded depend on the others, so never if deterministic; `timer` records when steps ran.
         """
         self._device, self._is_cuda = device, device.type == "cuda"
         self._pads = self._is_cuda
@@ -74,15 +76,17 @@ class ModelRunner:
             ops.make_kv_cache(num_blocks, block_size, model_config.num_kv_heads, model_config.head_dim, dtype, device)
             for _ in range(max(len(group.layers) for group in groups))
         ]
-        self._sizes = StepSizes(max_num_seqs, max_num_batched_tokens)
-        self._program = StepProgram(model, model_config, kv_caches, self._limits, self._sizes, device)
+        self._sizes, self._is_deterministic = StepSizes(max_num_seqs, max_num_batched_tokens), deterministic
+        self._program = StepProgram(
+            model, model_config, kv_caches, self._limits, self._sizes, device, deterministic=deterministic
+        )
         self._sender = StepSender(self._program, self._limits, device)
         self._slots = HostSlots(max_num_seqs, len(groups))
         self._counts = TokenCounts(max_num_seqs, model_config.vocab_size, device)
         self._is_consistent = True
         self._sharing: PrefixSharing | None = None
         for index, group in enumerate(groups):
-            if self._is_cuda and shares_prefixes and group.window is None:
+            if self._is_cuda and shares_prefixes and not deterministic and group.window is None:
                 self._sharing = PrefixSharing(self._limits, index, model_config.num_heads // model_config.num_kv_heads)
         self._graphs: StepGraphs | None = None
         if self._is_cuda and uses_graphs:
@@ -114,7 +118,7 @@ class ModelRunner:
 
     def kernel_calls(self) -> Sequence[Callable[[], object]]:
         """Calls that launch every kernel that steps do, at their usual sizes; their results mean nothing."""
-        sizes = self._sizes.usual
+        sizes = self._sizes.usual + (self._sizes.powers_of_two if self._is_deterministic else ())
         if self._sharing is not None:
             sizes += tuple(replace(size, has_shared=True) for size in sizes)
         return [lambda size=size: self._program.launch_kernels(size) for size in sizes]  # type: ignore[misc]

@@ -80,9 +80,19 @@ def _count_activations(model_config: ModelConfig, config: EngineConfig, element_
     per_token = 3 * model_config.hidden_size + max(attention, mlp)
     if not is_cuda:
         return config.max_num_batched_tokens * per_token * (element_bytes + 4)  # and float32 copies
+    return _padded_tokens(config) * per_token * element_bytes
+
+
+def max_deterministic_tokens(model_config: ModelConfig) -> int:
+    """Tokens of a step whose partial results kernels can count in 32 bits when each is a row of attention."""
+    most = (2**31 - 1) // (MAX_ATTENTION_PARTS * model_config.num_heads * model_config.head_dim)
+    return most // STEP_PADDING_TOKENS * STEP_PADDING_TOKENS
+
+
+def _padded_tokens(config: EngineConfig) -> int:
+    """Tokens of the largest step on CUDA."""
     num_tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
-    padded_tokens = -(-num_tokens // STEP_PADDING_TOKENS) * STEP_PADDING_TOKENS
-    return padded_tokens * per_token * element_bytes
+    return -(-num_tokens // STEP_PADDING_TOKENS) * STEP_PADDING_TOKENS
 
 
 def _count_logits(vocab_size: int, config: EngineConfig, element_bytes: int, *, is_cuda: bool) -> int:
@@ -100,8 +110,11 @@ def _count_logits(vocab_size: int, config: EngineConfig, element_bytes: int, *, 
 
 def _count_attention(model_config: ModelConfig, config: EngineConfig, element_bytes: int, max_model_len: int) -> int:
     """Partial results in float32, with their maximum and sum, and the list of work, once per KV group."""
-    num_tokens = min(config.max_num_batched_tokens, config.max_num_seqs * MAX_DECODE_QUERY_TOKENS)
-    num_parts = MAX_ATTENTION_PARTS * (2 if config.enable_prefix_caching else 1)
+    if config.deterministic:  # every token is such a row, and nothing is shared
+        num_tokens, num_parts = _padded_tokens(config), MAX_ATTENTION_PARTS
+    else:
+        num_tokens = min(config.max_num_batched_tokens, config.max_num_seqs * MAX_DECODE_QUERY_TOKENS)
+        num_parts = MAX_ATTENTION_PARTS * (2 if config.enable_prefix_caching else 1)
     per_part = model_config.num_heads * (model_config.head_dim + 2) * 4 + model_config.num_kv_heads * 4
     return num_tokens * num_parts * (per_part + ATTENTION_ITEM_BYTES) * len(model_config.kv_groups)
 

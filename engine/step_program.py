@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..kernels import ops
 from ..kernels.step_state import NUM_OUTPUT_STEPS, STARTED_WORDS, StepUpdates, make_slot_state, make_step_tensors
+from .attention_rows import rows_of_requests, rows_of_tokens
 from .batch import Limits
 from .model_config import ModelConfig
 from .prefix_sharing import make_shared_chunks, shared_chunks_of
@@ -49,8 +50,12 @@ class StepProgram:
         limits: Limits,
         sizes: StepSizes,
         device: torch.device,
+        *,
+        deterministic: bool = False,
     ) -> None:
+        """`deterministic`: attention and draws, too, are bitwise the same for a request whatever else a step computes."""
         self.model = model
+        self._is_deterministic = deterministic
         self.kv_caches = kv_caches
         self._config = model_config
         self._block_size = limits.block_size
@@ -75,7 +80,14 @@ class StepProgram:
 
     def draw(self, logits: Tensor, *, has_filters: bool) -> tuple[Tensor, Tensor]:
         """A token per row, and whether its logits were numbers."""
-        return draw(logits, self.step.row_slots[: len(logits)], self.state, has_filters=has_filters)
+        row_slots = self.step.row_slots[: len(logits)]
+        if self._is_deterministic and logits.is_cpu:
+            # What torch's functions of exponentials yield for a row may depend on the rows beside it.
+            rows = [slice(row, row + 1) for row in range(len(logits))]
+            drawn = [draw(logits[row], row_slots[row], self.state, has_filters=has_filters) for row in rows]
+            token_ids, is_valid = zip(*drawn, strict=True)
+            return torch.cat(token_ids), torch.cat(is_valid)
+        return draw(logits, row_slots, self.state, has_filters=has_filters)
 
     def sample(self, logits: Tensor, *, has_filters: bool) -> None:
         """Draws, and counts the slots on."""
@@ -114,26 +126,27 @@ class StepProgram:
 
     def _attention_batches(self, size: StepSize) -> list[ops.AttentionBatch]:
         """Per KV group."""
-        step, num_rows = self.step, size.num_rows
-        query_start, context_lens = step.query_start[: num_rows + 1], step.context_lens[:num_rows]
-        max_query_len, max_context_len = 1 if size.is_decode else size.num_tokens, self._max_context_len
-        host_lengths = None
-        if query_start.is_cpu:
-            host_lengths = torch.stack((query_start.diff(), context_lens))
+        each_token = self._is_deterministic and not size.is_decode
+        rows = rows_of_tokens(self.step, size) if each_token else rows_of_requests(self.step, size)
+        max_query_len = 1 if each_token or size.is_decode else size.num_tokens
+        max_context_len, host_lengths = self._max_context_len, None
+        if rows.context_lens.is_cpu:
+            host_lengths = torch.stack((rows.query_start.diff(), rows.context_lens))
             max_query_len, max_context_len = (int(longest) for longest in host_lengths.amax(dim=1))
         shared = shared_chunks_of(size, self.shared) if size.has_shared else None
         batches = []
         for group, table, kv_slots in zip(self._config.kv_groups, self.state.block_tables, self.step.kv_slots, strict=True):
             batch = ops.AttentionBatch(
                 block_table=table,
-                row_slots=step.row_slots[:num_rows],
-                query_start=query_start,
-                context_lens=context_lens,
+                row_slots=rows.row_slots,
+                query_start=rows.query_start,
+                context_lens=rows.context_lens,
                 kv_slots=kv_slots[: size.num_tokens],
                 max_query_len=max_query_len,
                 max_context_len=max_context_len,
                 host_lengths=host_lengths,
                 shared=shared if group.window is None else None,
+                is_invariant=self._is_deterministic,
             )
             config = self._config
             batches.append(ops.plan_attention(batch, config.num_heads, config.num_kv_heads, config.head_dim, group.window))

@@ -67,6 +67,13 @@ class StepSizes:
         ends = (self._mixed_tokens[0], self._mixed_tokens[-1])
         return (*decodes, self.decodes[-1], *(size for size in self.mixed if size.num_tokens in ends))
 
+    @property
+    def powers_of_two(self) -> tuple[StepSize, ...]:
+        """Mixed sizes: where every token is a row of attention, the kernel that plans it differs by them."""
+        numbers = (1 << exponent for exponent in range(6, self.max_tokens.bit_length() + 1))
+        sizes = {self.padded(min(number, self.max_tokens), 1, is_decode=False) for number in numbers}
+        return tuple(sorted(sizes))
+
 
 def _at_least(sizes: Sequence[int], number: int) -> int:
     return sizes[bisect_left(sizes, number)]

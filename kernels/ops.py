@@ -28,6 +28,7 @@ __all__ = [
     "editable_logits",
     "gumbel_noise",
     "invariant_linear",
+    "invariant_silu_mul",
     "linear",
     "linear_silu_mul",
     "logit_thresholds",
@@ -139,6 +140,11 @@ def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
         return fast(x.contiguous(), weight, bias)
     return reference_products.invariant_linear(x, weight, bias)
+
+
+def invariant_silu_mul(gate_up: Tensor) -> Tensor:
+    """Like silu_mul, but each row of the result is bitwise the same whatever T is and wherever the row stands."""
+    return silu_mul(gate_up) if gate_up.is_cuda else reference_layers.invariant_silu_mul(gate_up)
 
 
 def rope_and_cache(

@@ -41,7 +41,7 @@ class Products:
 
 
 def _invariant_linear_silu_mul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return ops.silu_mul(ops.invariant_linear(x, weight, bias))
+    return ops.invariant_silu_mul(ops.invariant_linear(x, weight, bias))
 
 
 def _invariant_add_norm_linear(

@@ -1,8 +1,9 @@
 """Plain-PyTorch twin of paged attention: keys and values gathered per request, float32 arithmetic.
 
-Neighbouring requests with one query each (decode) are gathered and computed together, padded to the longest context; any other
-request is computed alone. Gathering never leaves the context: positions beyond it are replaced by the last one inside and
-then masked, so that whatever lies in stale or unwritten places, NaN included, has no influence. Padding rows are passed over.
+Neighbouring requests with one query each (decode) are gathered and computed together, padded to the longest context, unless the
+batch is to be invariant; any other request is computed alone. Gathering never leaves the context: positions beyond it are
+replaced by the last one inside and then masked, so that whatever lies in stale or unwritten places, NaN included, has no
+influence. Padding rows are passed over.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def paged_attention(
     """See ops.paged_attention."""
     output = torch.empty_like(q)
     num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
-    max_keys = MAX_GATHERED_ELEMENTS[q.device.type] // (num_kv_heads * head_dim)
+    max_keys = 0 if batch.is_invariant else MAX_GATHERED_ELEMENTS[q.device.type] // (num_kv_heads * head_dim)
     tables = batch.block_table[:, : -(-batch.max_context_len // k_cache.shape[2])]
     for rows in _rounds(_host_lengths(batch), max_keys, window):
         first_row, num_rows = rows.first_row, rows.num_rows

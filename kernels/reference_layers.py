@@ -27,6 +27,15 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return (torch.nn.functional.silu(gate.float()) * up.float()).to(gate_up.dtype)
 
 
+def invariant_silu_mul(gate_up: Tensor) -> Tensor:
+    """See ops.invariant_silu_mul. A row at a time: what libraries vectorize, and where threads take turns, depends on the shape
+    of the whole, and exponentials that are computed differently differ in the last bit."""
+    product = torch.empty_like(gate_up[:, : gate_up.shape[1] // 2])
+    for own, row in zip(product, gate_up, strict=True):
+        own.copy_(silu_mul(row))
+    return product
+
+
 def rope_and_cache(
     q: Tensor,
     k: Tensor,

@@ -222,7 +222,7 @@ def paged_decode_attention(
     group, dims = num_heads // num_kv_heads, padded_dims(head_dim)
     tuning = decode_tuning(head_dim, q.device) if tuning is None else tuning
     scale_log2 = scale * math.log2(math.e)
-    pdl = has_pdl(q)
+    pdl = has_pdl(q) and not batch.is_invariant  # rows wait for what others of them write in the kernel before
     if batch.shared is not None:
         attend_shared(q, k_cache, v_cache, batch, work, scale_log2, partial_out, partial_weights, shared_tuning)
     decode_attention_kernel[(min(grid_size(q, tuning), work.items.shape[0] * num_kv_heads),)](

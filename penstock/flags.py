@@ -128,7 +128,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--async-scheduling", action=BooleanOptionalAction, help="plan a step while the last one runs (default: on)"
     )
     group.add_argument(
-        "--deterministic", action=BooleanOptionalAction, help="matrix products that round alike in every batch (slower)"
+        "--deterministic", action=BooleanOptionalAction, help="bitwise the same tokens and logprobs in any batch (slower)"
     )
 
 

@@ -244,6 +244,14 @@ def test_without_graphs_nothing_is_set_aside_for_them() -> None:
     assert "CUDA graphs" not in eager.table()
 
 
+def test_deterministic_attention_is_counted_and_bounded() -> None:
+    """Every token of a step is a row of attention then: 16 parts of 32 heads of 128 float32 numbers at least."""
+    plan = plan_memory(LLAMA_8B, engine(deterministic=True, max_num_batched_tokens=4096), H200, "bfloat16")
+    assert plan.step.attention > 4096 * 16 * 32 * 128 * 4
+    with pytest.raises(EngineStartError, match="--max-num-batched-tokens of at most 32256"):
+        plan_memory(LLAMA_8B, engine(deterministic=True, max_num_batched_tokens=32768), H200, "bfloat16")
+
+
 def test_on_cuda_a_step_takes_a_few_percent_of_the_card() -> None:
     step = count_step_memory(LLAMA_8B, EngineConfig(), dtype="bfloat16", device="cuda", max_model_len=131072)
     assert 0.01 * H200.total_bytes < step.total < 0.04 * H200.total_bytes

@@ -123,6 +123,30 @@ def test_invariant_rows_are_bitwise_the_same_in_any_batch(
     assert torch.equal(ops.invariant_linear(same, weight, bias), y[:1].expand(67, -1))
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [57, 1000, 11008])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_beside_products_are_bitwise_the_same_in_any_batch(dtype: torch.dtype, size: int, num_threads: int) -> None:
+    """SwiGLU, norms and logprobs on the CPU: whatever torch vectorizes and shares out between threads."""
+    gate_up, weight = torch.randn(37, 2 * size).to(dtype), torch.randn(size).to(dtype)
+    token_ids, num_threads_before = torch.randint(0, size, (37,)), torch.get_num_threads()
+
+    def results(rows: slice) -> list[torch.Tensor]:
+        gates = gate_up[rows, :size].contiguous()
+        normed = ops.rms_norm(gates, weight, 1e-6)
+        return [ops.invariant_silu_mul(gate_up[rows]), normed, ops.top_logprobs(gates, token_ids[rows], 4)[1]]
+
+    torch.set_num_threads(num_threads)
+    try:
+        whole = results(slice(0, 37))
+        torch.testing.assert_close(whole[0], ops.silu_mul(gate_up))
+        for rows in (slice(0, 1), slice(36, 37), slice(3, 5), slice(1, 36)):
+            for part, of_all in zip(results(rows), whole, strict=True):
+                assert torch.equal(part, of_all[rows])
+    finally:
+        torch.set_num_threads(num_threads_before)
+
+
 def test_torch_products_are_not_invariant() -> None:
     """Else the invariant ones could go."""
     x, weight = random_tensor(67, 192), random_tensor(640, 192)
