@@ -197,6 +197,7 @@ def _build_runner(
                     max_num_batched_tokens=config.max_num_batched_tokens,
                     max_model_len=memory_plan.max_model_len,
                     uses_graphs=not config.enforce_eager,
+                    shares_prefixes=config.enable_prefix_caching,
                     deterministic=config.deterministic,
                 )
             if device.type == "cuda":

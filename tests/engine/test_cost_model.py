@@ -83,3 +83,10 @@ def test_the_ceiling_holds_for_decodes_and_prompts_together() -> None:
 
 def test_a_prefill_always_gets_a_piece_worth_a_step() -> None:
     assert PromptBudgetByCost(knee=176, max_num_batched_tokens=2048).prompt_tokens(175, 10) == MIN_PROMPT_TOKENS
+
+
+def test_the_table_of_the_reference_gpu_gives_plausible_knees(config: ModelConfig) -> None:
+    times = ProductTimes.for_device("NVIDIA H200")
+    assert times is not None
+    assert {1, 128, 1024} <= set(times.sizes)
+    assert 128 <= knee_tokens(config, times) <= 512, "bandwidth and arithmetic of the card meet at about 170"
