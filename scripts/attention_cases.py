@@ -11,7 +11,13 @@ from scripts.kernel_cases import Calls, Case, random_numbers
 
 
 def _paged(
-    query_len: int, context_len: int, num_rows: int, num_kv_heads: int, head_dim: int, device: torch.device, **facts: bool
+    query_len: int,
+    context_len: int,
+    num_rows: int,
+    num_kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+    contiguous: bool = False,
 ) -> tuple[Tensor, Tensor, ops.AttentionBatch]:
     """Caches of random blocks in random order, and a batch of equal rows over them."""
     block_size = 16
@@ -30,7 +36,7 @@ def _paged(
         max_query_len=query_len,
         max_context_len=context_len,
         host_lengths=lengths,
-        **facts,
+        chunks_start_at_zero=contiguous,
     )
     return k_cache, v_cache, batch
 
@@ -60,9 +66,7 @@ def prefill_attention(num_tokens: int, num_heads: int, num_kv_heads: int, head_d
     """One prompt from its start; with `contiguous` keys and values are handed over as they came from the projection."""
 
     def make(device: torch.device) -> Calls:
-        k_cache, v_cache, batch = _paged(
-            num_tokens, num_tokens, 1, num_kv_heads, head_dim, device, chunks_start_at_zero=contiguous
-        )
+        k_cache, v_cache, batch = _paged(num_tokens, num_tokens, 1, num_kv_heads, head_dim, device, contiguous=contiguous)
         batch = ops.plan_attention(batch, num_heads, num_kv_heads, head_dim, None)
         q = random_numbers(num_tokens, num_heads, head_dim, device=device)
         keys, values = (_gathered(cache, batch, num_tokens) for cache in (k_cache, v_cache))

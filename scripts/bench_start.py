@@ -108,7 +108,7 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], block: np.ndarr
             left = int(np.prod(shape))
             source = block if len(shape) > 1 else np.full(left, ONE_BF16, np.uint16)  # norms
             while left:
-                part = memoryview(source[: min(left, len(source))]).cast("B")
+                part = source[: min(left, len(source))].view(np.uint8).data
                 while len(part):
                     part = part[file.write(part) or 0 :]
                 left -= min(left, len(source))

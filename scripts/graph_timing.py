@@ -33,7 +33,7 @@ def num_copies(footprint_bytes: int) -> int:
 
 def graph_microseconds(calls: Sequence[Call]) -> float:
     """Median over replays of a graph of all the calls, per call."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()  # the inputs are there
     with torch.cuda.stream(stream):
@@ -44,10 +44,10 @@ def graph_microseconds(calls: Sequence[Call]) -> float:
             outputs = [call() for call in calls]  # kept until the end, so that each call has its own
         finally:
             graph.capture_end()
-    times_us = []
+    times_us: list[float] = []
     for _ in range(NUM_REPLAYS + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(HEAD_START_CYCLES)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call, unused-ignore]
+        torch.cuda._sleep(HEAD_START_CYCLES)  # type: ignore[no-untyped-call, unused-ignore]
         start.record()
         graph.replay()
         end.record()
