@@ -47,7 +47,7 @@ class EngineCore:
 
     def __init__(self, scheduler: Scheduler, runner: Runner, *, overlap: bool) -> None:
         self.scheduler = scheduler
-        self._runner = runner
+        self.runner = runner
         self._overlap = overlap
         self._in_flight: _Launched | None = None
         self._failure_streak = 0
@@ -73,7 +73,7 @@ class EngineCore:
 
     def on_idle(self) -> bool:
         """To be called while there is no work: prepares a little for what may come; whether more of that is left."""
-        return self._runner.on_idle()
+        return self.runner.on_idle()
 
     def step(self) -> StepOutputs:
         """Advances the engine by one step; returns what there is to tell. Raises when the runner keeps failing."""
@@ -93,7 +93,7 @@ class EngineCore:
         if plan is None:
             return None
         try:
-            return _Launched(plan, self._runner.launch(plan))
+            return _Launched(plan, self.runner.launch(plan))
         except Exception as error:
             return _Launched(plan, _FailedLaunch(error))
 

@@ -3,12 +3,13 @@
     python -m scripts.bench_engine MODEL_DIR --out results.jsonl
     python -m scripts.bench_engine MODEL_DIR --parts sharegpt,decode --repeat 3
     python -m scripts.bench_engine MODEL_DIR --profile 32
+    python -m scripts.bench_engine MODEL_DIR --profile prefill
 
 Weights are made up (--load-format dummy), prompts are random token ids without a common prefix, tokens are greedy and ends of
 sequence ignored. One JSON line per part and repetition, medians in a table. Parts: sharegpt (1,000 requests at once), uniform
 (256 requests, 100 to 1024 tokens in and out), prefill (500 of 1024 in, 128 out), and decode: the time between two steps
-of 1, 32, 128 and 256 requests with about 1,000 tokens of context. --profile BATCH prints where the time of such a step
-goes, kernel by kernel, and how long the card idles between steps.
+of 1, 32, 128 and 256 requests with about 1,000 tokens of context. --profile prints where the time of steps goes, kernel
+by kernel, and how long the card idles between steps.
 """
 
 from __future__ import annotations
@@ -195,9 +196,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", default="sharegpt,uniform,prefill,decode")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
-    parser.add_argument("--profile", type=int, metavar="BATCH", help="profile decode steps of so many requests instead")
+    parser.add_argument("--profile", metavar="WHAT", help="profile decodes of so many requests, or a part, instead")
     parser.add_argument("--max-num-seqs", type=int, default=1024)
     parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--no-async-scheduling", action="store_true")
     return parser.parse_args(arguments)
@@ -223,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         load_format="dummy",
         max_model_len=flags.max_model_len,
         max_num_seqs=flags.max_num_seqs,
+        max_num_batched_tokens=flags.max_num_batched_tokens,
         enable_prefix_caching=False,
         enforce_eager=flags.enforce_eager,
         async_scheduling=not flags.no_async_scheduling,
@@ -231,9 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(loaded.core, loaded.facts.vocab_size)
     bench.warm_up()
     if flags.profile is not None:
-        from scripts.profile_step import profile_decodes
+        from scripts.profile_step import profile_work
 
-        profile_decodes(bench, flags.profile)
+        profile_work(bench, flags.profile, THROUGHPUT_PARTS.get(flags.profile, 0))
         return 0
     results = []
     for result in run_parts(bench, flags.parts.split(","), flags.repeat):

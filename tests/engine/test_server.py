@@ -287,7 +287,7 @@ def test_an_idle_engine_sleeps(served: Served, frontend: RawFrontend) -> None:
 
 
 def test_a_failed_step_is_told_as_an_error(monkeypatch: pytest.MonkeyPatch, served: Served, frontend: RawFrontend) -> None:
-    runner = served.core._runner
+    runner = served.core.runner
     launch = runner.launch
 
     def fail_once(plan: StepPlan) -> PendingStep:

@@ -380,7 +380,7 @@ def test_two_threads_get_their_own_answers(llm: LLM, model_dir: Path) -> None:
 def test_an_answer_the_engine_failed_on_is_an_error_with_the_others_in_it(
     llm: LLM, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch: Callable[[StepPlan], Any] = llm._core._runner.launch
+    launch: Callable[[StepPlan], Any] = llm._core.runner.launch
 
     def fails_on_x(plan: StepPlan) -> Any:
         """Fails the one request whose prompt is "x", as a runner may."""
@@ -390,7 +390,7 @@ def test_an_answer_the_engine_failed_on_is_an_error_with_the_others_in_it(
         errors = {index: "no memory" for index, slot in enumerate(rows) if slot in slots}
         return _Failing(pending, errors)
 
-    monkeypatch.setattr(llm._core._runner, "launch", fails_on_x)
+    monkeypatch.setattr(llm._core.runner, "launch", fails_on_x)
     with pytest.raises(GenerationError, match="1 answers failed; request 2: no memory") as raised:
         generate(llm, PROMPTS, SamplingParams(max_tokens=8))
     answers = [output.outputs[0] for output in raised.value.outputs]
