@@ -207,8 +207,6 @@ def launch_long_prompts() -> None:
     launch_on_meta(torch.float16, 128, 8192)
     for block_size in (16, 32, 64):
         launch_on_meta(torch.bfloat16, 128, 8192, block_size=block_size)
-    for head_dim in (64, 96, 256):
-        launch_on_meta(torch.bfloat16, head_dim, 8192)
 
 
 def launch_variants() -> None:
@@ -251,8 +249,6 @@ def test_compiles_for_every_architecture(launches: Callable[[], None], arch: int
     # tiles for long prompts spill 128 bytes, and were measured to be the fastest all the same.
     max_spilled_bytes = {launch_variants: 24, launch_long_prompts: 128}.get(launches, 0) if arch == 90 else 0
     for launch in check_launches(launches, [arch], max_spilled_bytes=max_spilled_bytes):
-        if launch.constants.get("BLOCK_N") != "64" or launch.constants.get("HEAD_DIM") != "128":
-            assert launch.spilled_bytes <= 24
         if launch.kernel == "_prefill_kernel" and arch == 90:
             assert "wgmma" in launch.ptx
 
