@@ -7,7 +7,6 @@ flight yields for another epoch than the slot's present one belongs to somebody 
 from __future__ import annotations
 
 import mmap
-from array import array
 from collections.abc import Iterable
 
 import numpy as np
@@ -121,13 +120,6 @@ class Running:
     def tail(self, slot: int, start: int, end: int) -> bytes:
         """Known ids of positions [start, end), int32; from the last full block of the prompt onwards."""
         return self.token_ids[slot, start:end].tobytes()
-
-    def known_token_ids(self, request: Request) -> array[int]:
-        """A copy of all ids the host knows."""
-        known = request.token_ids[:]
-        if request.slot is not None:
-            known.frombytes(self.tail(request.slot, len(known), int(self.num_known[request.slot])))
-        return known
 
 
 def _untouched_memory(num_rows: int, num_columns: int) -> NDArray[np.int32]:

@@ -98,12 +98,7 @@ class AttentionBatch:
     """See ops.plan_attention."""
     prefill_work: PrefillWork | None = None
     """See ops.plan_attention."""
-    max_num_chunks: int | None = None
-    """No more rows than that have over MAX_DECODE_QUERY_LEN query tokens. None: as many as T and R allow. It saves programs
-    that find nothing to do."""
     is_invariant: bool = False
     """Each row's result is bitwise the same whatever else is in the batch. Only with max_query_len 1 and nothing shared, which
     is all that the kernels need for it; the twin then computes each row by itself. Rows may read keys and values that others of
     them write in the same step, as neighbouring tokens of a prompt do."""
-    chunks_start_at_zero: bool = False
-    """The host knows that every row with more than MAX_DECODE_QUERY_LEN query tokens starts at position 0."""

@@ -23,15 +23,12 @@ __all__ = [
     "advance_step",
     "apply_penalties",
     "apply_step_updates",
-    "argmax",
     "count_tokens",
     "editable_logits",
-    "gumbel_noise",
     "invariant_linear",
     "invariant_silu_mul",
     "linear",
     "linear_silu_mul",
-    "logit_thresholds",
     "logit_thresholds_by_slot",
     "make_kv_cache",
     "paged_attention",
@@ -39,7 +36,6 @@ __all__ = [
     "prepare_step",
     "rms_norm",
     "rope_and_cache",
-    "sample_gumbel",
     "sample_tokens",
     "silu_mul",
     "top_logprobs",
@@ -201,13 +197,11 @@ def paged_attention(
     batch: AttentionBatch,
     scale: float,
     window: int | None,
-    new_keys_values: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Causal attention of every new token to its request's context, q [T, Hq, D] -> [T, Hq, D] in q's dtype.
 
     Query head h reads KV head h // (Hq / Hkv). With a window w a query at position p sees keys p - w + 1 .. p. Accumulates in
-    float32. The scores are multiplied by `scale`. Who still has the new tokens' rotated keys and their values, [T, Hkv, D], may
-    pass them: where batch.chunks_start_at_zero, prompts are read from them instead of from the cache, which is faster.
+    float32. The scores are multiplied by `scale`.
     """
     if q.is_cuda:
         from .triton_decode_attention import paged_decode_attention
@@ -215,47 +209,11 @@ def paged_attention(
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         paged_decode_attention(q, k_cache, v_cache, batch, scale, window, out)
         if batch.max_query_len > MAX_DECODE_QUERY_LEN:
-            from .triton_prefill_attention import first_chunk_attention, paged_prefill_attention
+            from .triton_prefill_attention import paged_prefill_attention
 
-            if new_keys_values is not None and batch.chunks_start_at_zero:
-                first_chunk_attention(q, *new_keys_values, batch, scale, window, out)
-            else:
-                paged_prefill_attention(q, k_cache, v_cache, batch, scale, window, out)
+            paged_prefill_attention(q, k_cache, v_cache, batch, scale, window, out)
         return out
     return reference_attention.paged_attention(q, k_cache, v_cache, batch, scale, window)
-
-
-def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise float32 [N, vocab_size], a function of (seed, output position, token id) and of nothing else.
-
-    Philox4x32-10 with the seed as key (low word first) and the counter (token id // 4, position, 0, 0); a token takes word
-    (token id % 4). seeds int64 [N], >= 0; positions int [N], 0 .. 2**32 - 1.
-    """
-    return reference_sampling.gumbel_noise(seeds, positions, vocab_size)
-
-
-def logit_thresholds(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """The lowest tempered logit (logits / temperature) that min_p, then top_k, then top_p keep; float32 [N].
-
-    min_p keeps tokens at least min_p times as likely as the likeliest; top_k the k likeliest; top_p (arXiv 1904.09751) of
-    what is left the fewest likeliest whose share reaches p. Tokens that tie with the last one kept are kept. logits float32
-    [N, V] with at least one finite value per row; temperatures float32 > 0, top_k int32 (0 is off), top_p float32 (1 is off),
-    min_p float32 (0 is off), all [N].
-    """
-    return reference_sampling.logit_thresholds(logits, temperatures, top_k, top_p, min_p)
-
-
-def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
-    """One token per row from softmax(logits / temperature) restricted to tempered logits >= threshold; int64 [N].
-
-    The argmax of tempered logits plus gumbel_noise (Gumbel-max, e.g. arXiv 1611.01144). logits float32 [N, V]; the rest [N].
-    """
-    return reference_sampling.sample_gumbel(logits, temperatures, thresholds, seeds, positions)
-
-
-def argmax(logits: Tensor) -> Tensor:
-    """The likeliest token per row of float32 [N, V], the lowest id among equals; int64 [N]."""
-    return logits.argmax(dim=1)
 
 
 def sample_tokens(
@@ -265,7 +223,7 @@ def sample_tokens(
 
     Row r has the parameters of slot row_slots[r] (int [R], within 0 .. S - 1 for padding rows too): temperatures float32 [S],
     0 for the likeliest token, the lowest id among equals, else at least 1e-5: the argmax of logits / temperature +
-    gumbel_noise (Gumbel-max, e.g. arXiv 1611.01144) among logits >= thresholds[r] (float32 [R], see
+    reference_sampling.gumbel_noise (Gumbel-max, e.g. arXiv 1611.01144) among logits >= thresholds[r] (float32 [R], see
     logit_thresholds_by_slot; None keeps all); seeds int64 [S], >= 0; positions int32 or int64 [S]. logits [R, V] of any float
     dtype. The token of a row that is not valid may be any id of the vocabulary.
     """
@@ -281,8 +239,11 @@ def logit_thresholds_by_slot(
 ) -> Tensor:
     """The lowest logit (as it is, not tempered) that min_p, then top_k, then top_p keep; float32 [R].
 
-    The filters are those of logit_thresholds, on logits / temperature. Row r has the parameters of slot row_slots[r], as in
-    sample_tokens: temperatures float32, top_k int32 (0 is off), top_p float32 (1 is off), min_p float32 (0 is off), all [S].
+    On logits / temperature, min_p keeps tokens at least min_p times as likely as the likeliest; top_k the k likeliest; top_p
+    (arXiv 1904.09751) of what is left the fewest likeliest whose share reaches p. Tokens that tie with the last one kept are
+    kept. Row r has the parameters of slot row_slots[r], as in sample_tokens: temperatures float32, top_k int32 (0 is off),
+    top_p float32 (1 is off), min_p float32 (0 is off), all [S].
+
     -inf where nothing is filtered: no filter, temperature 0, or a largest logit that is not finite. With min_p the value may
     be one that no logit has. logits [R, V] of any float dtype.
     """

@@ -40,7 +40,11 @@ def philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], keys: tuple[Tensor, 
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """See ops.gumbel_noise."""
+    """Standard Gumbel noise float32 [N, vocab_size], a function of (seed, output position, token id) and of nothing else.
+
+    Philox4x32-10 with the seed as key (low word first) and the counter (token id // 4, position, 0, 0); a token takes word
+    (token id % 4). seeds int64 [N], >= 0; positions int [N], 0 .. 2**32 - 1.
+    """
     device = seeds.device
     quads = torch.arange((vocab_size + 3) // 4, device=device).unsqueeze(0)
     zero = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -50,15 +54,6 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     # The likeliest winner has the smallest exponential: log1p keeps full precision there, where log(u) near 1 has none.
     uniform = ((words.float() + 0.5) * 2.0**-32).clamp_max(1.0 - 2.0**-24)
     return -torch.log(-torch.log1p(-uniform))
-
-
-def logit_thresholds(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """See ops.logit_thresholds."""
-    thresholds = torch.empty_like(temperatures)
-    for part in _rounds(*logits.shape):
-        tempered = logits[part] / temperatures[part].unsqueeze(1)
-        thresholds[part] = _thresholds(tempered, top_k[part], top_p[part], min_p[part])
-    return thresholds
 
 
 def _rounds(num_rows: int, vocab_size: int) -> Iterator[slice]:
@@ -105,18 +100,6 @@ def _decide(tempered: Tensor, ordered: Tensor, top_k: Tensor, top_p: Tensor, min
     thresholds = torch.where(has_top_p.unsqueeze(1), nucleus, thresholds).squeeze(1)
     is_open = (has_top_k & (top_k > num_ordered)) | (has_top_p & (num_needed.squeeze(1) == num_ordered))
     return thresholds, ~is_open
-
-
-def sample_gumbel(logits: Tensor, temperatures: Tensor, thresholds: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
-    """See ops.sample_gumbel."""
-    token_ids = torch.empty_like(seeds)
-    for part in _rounds(*logits.shape):
-        tempered = logits[part] / temperatures[part].unsqueeze(1)
-        noisy = gumbel_noise(seeds[part], positions[part], logits.shape[1]).add_(tempered)
-        if thresholds is not None:
-            noisy.masked_fill_(tempered < thresholds[part].unsqueeze(1), -torch.inf)
-        token_ids[part] = noisy.argmax(dim=1)
-    return token_ids
 
 
 def logit_thresholds_by_slot(

@@ -1,4 +1,4 @@
-"""Attention of prompt chunks in Triton: causal, of any lengths, keys and values in the paged cache or in two plain tensors.
+"""Attention of prompt chunks in Triton: causal, of any lengths, keys and values in the paged cache.
 
 FlashAttention-2's forward pass (Dao 2023, arXiv 2307.08691) with the query heads of one KV head packed into the rows of a
 tile. Which program does what is read from a table on the device (see triton_prefill_plan), so a CUDA graph replays it for
@@ -12,10 +12,9 @@ import math
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-untyped, unused-ignore]
 
 from .attention_batch import AttentionBatch
-from .prefill_work import KeyTiles, choose_key_tiles, has_tensor_copies
+from .prefill_work import KeyTiles, choose_key_tiles
 from .triton_prefill_plan import plan_prefill
 
 LOWEST = tl.constexpr(-1.0e30)
@@ -37,14 +36,9 @@ def _attend(  # type: ignore[no-untyped-def]
     b_max,
     b_q,
     b_position,
-    k,
-    v,
-    k_tiles,
-    v_tiles,
+    k_cache,
+    v_cache,
     table,
-    first_row,
-    k_stride,
-    v_stride,
     i_head,
     first_key,
     end_key,
@@ -63,42 +57,31 @@ def _attend(  # type: ignore[no-untyped-def]
     """Adds the keys [first_key, end_key), whole tiles, to the running softmax of a tile of queries.
 
     MASKED where some query may not see some of these keys. No key outside [first_visible, end_visible) is read then; without
-    MASKED all must lie inside. BLOCK_SIZE 0: k and v are plain tensors, and position 0 is row `first_row`; k_tiles and v_tiles
-    are their descriptors where the GPU copies whole tiles.
+    MASKED all must lie inside.
     """
     o_key = tl.arange(0, BLOCK_N)
     o_dim = tl.arange(0, BLOCK_D)
-    if BLOCK_SIZE > 0:
-        # The block ids of a tile are read one tile ahead: without them its loads cannot begin.
-        b_next_block = _block_ids(table, first_key + o_key, first_visible, end_visible, BLOCK_SIZE)
+    # The block ids of a tile are read one tile ahead: without them its loads cannot begin.
+    b_next_block = _block_ids(table, first_key + o_key, first_visible, end_visible, BLOCK_SIZE)
     for start in tl.range(first_key, end_key, BLOCK_N):
         b_key = start + o_key
-        if k_tiles is not None and not MASKED:
-            b_k = k_tiles.load([first_row + start, i_head * HEAD_DIM])
-            b_v = v_tiles.load([first_row + start, i_head * HEAD_DIM])
-        else:
+        b_block = b_next_block
+        b_next_block = _block_ids(table, b_key + BLOCK_N, first_visible, end_visible, BLOCK_SIZE)
+        o_row = b_block.to(tl.int64) * (NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
+        o_row += (i_head * BLOCK_SIZE + b_key % BLOCK_SIZE) * HEAD_DIM
+        p_k = k_cache + o_row[:, None] + o_dim[None, :]
+        p_v = v_cache + o_row[:, None] + o_dim[None, :]
+        if MASKED:
             b_readable = (b_key >= first_visible) & (b_key < end_visible)
-            if BLOCK_SIZE == 0:
-                o_k = (first_row + b_key).to(tl.int64) * k_stride + i_head * HEAD_DIM
-                o_v = (first_row + b_key).to(tl.int64) * v_stride + i_head * HEAD_DIM
-            else:
-                b_block = b_next_block
-                b_next_block = _block_ids(table, b_key + BLOCK_N, first_visible, end_visible, BLOCK_SIZE)
-                o_k = b_block.to(tl.int64) * (NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
-                o_k += (i_head * BLOCK_SIZE + b_key % BLOCK_SIZE) * HEAD_DIM
-                o_v = o_k
-            p_k = k + o_k[:, None] + o_dim[None, :]
-            p_v = v + o_v[:, None] + o_dim[None, :]
-            if MASKED:
-                b_mask = b_readable[:, None] & (o_dim[None, :] < HEAD_DIM)
-                b_k = tl.load(p_k, mask=b_mask, other=0.0)
-                b_v = tl.load(p_v, mask=b_mask, other=0.0)
-            elif HEAD_DIM < BLOCK_D:
-                b_k = tl.load(p_k, mask=o_dim[None, :] < HEAD_DIM, other=0.0)
-                b_v = tl.load(p_v, mask=o_dim[None, :] < HEAD_DIM, other=0.0)
-            else:
-                b_k = tl.load(p_k)
-                b_v = tl.load(p_v)
+            b_mask = b_readable[:, None] & (o_dim[None, :] < HEAD_DIM)
+            b_k = tl.load(p_k, mask=b_mask, other=0.0)
+            b_v = tl.load(p_v, mask=b_mask, other=0.0)
+        elif HEAD_DIM < BLOCK_D:
+            b_k = tl.load(p_k, mask=o_dim[None, :] < HEAD_DIM, other=0.0)
+            b_v = tl.load(p_v, mask=o_dim[None, :] < HEAD_DIM, other=0.0)
+        else:
+            b_k = tl.load(p_k)
+            b_v = tl.load(p_v)
         b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         if MASKED:
             b_sees = b_key[None, :] <= b_position[:, None]
@@ -119,16 +102,12 @@ def _attend(  # type: ignore[no-untyped-def]
 def _prefill_kernel(  # type: ignore[no-untyped-def]
     out,
     q,
-    k,
-    v,
-    k_tiles,
-    v_tiles,
+    k_cache,
+    v_cache,
     tiles,
     block_table,
     out_stride,
     q_stride,
-    k_stride,
-    v_stride,
     table_stride,
     scale_log2,
     WINDOW: tl.constexpr,
@@ -164,7 +143,6 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
     table = block_table + slot.to(tl.int64) * table_stride
-    first_row = first_token - first_position
     # Keys [seen_by_all, below_diagonal) are seen by every query of the tile, the tiles of keys before and after by some.
     end_visible = first_position + num_queries
     below_diagonal = (first_position + 1) // BLOCK_N * BLOCK_N
@@ -176,17 +154,17 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
         seen_by_all = tl.minimum(seen_by_all, tl.cdiv(end_visible, BLOCK_N) * BLOCK_N)
         below_diagonal = tl.maximum(below_diagonal, seen_by_all)
         b_acc, b_sum, b_max = _attend(
-            b_acc, b_sum, b_max, b_q, b_position, k, v, k_tiles, v_tiles, table, first_row, k_stride, v_stride, i_head,
+            b_acc, b_sum, b_max, b_q, b_position, k_cache, v_cache, table, i_head,
             first_visible // BLOCK_N * BLOCK_N, seen_by_all, first_visible, end_visible, scale_log2,
             WINDOW, NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, PRECISION,
         )  # fmt: skip
     b_acc, b_sum, b_max = _attend(
-        b_acc, b_sum, b_max, b_q, b_position, k, v, k_tiles, v_tiles, table, first_row, k_stride, v_stride, i_head,
+        b_acc, b_sum, b_max, b_q, b_position, k_cache, v_cache, table, i_head,
         seen_by_all, below_diagonal, first_visible, end_visible, scale_log2,
         WINDOW, NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, False, PRECISION,
     )  # fmt: skip
     b_acc, b_sum, b_max = _attend(
-        b_acc, b_sum, b_max, b_q, b_position, k, v, k_tiles, v_tiles, table, first_row, k_stride, v_stride, i_head,
+        b_acc, b_sum, b_max, b_q, b_position, k_cache, v_cache, table, i_head,
         below_diagonal, end_visible, first_visible, end_visible, scale_log2,
         WINDOW, NUM_KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, PRECISION,
     )  # fmt: skip
@@ -210,73 +188,35 @@ def paged_prefill_attention(
     The heads of a token lie side by side in q and out; the caches are as made by ops.make_kv_cache and hold the new keys and
     values. Without batch.prefill_work the tiles are listed here, once more for every layer.
     """
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    assert q.stride()[1:] == out.stride()[1:] == (head_dim, 1)
     assert k_cache.is_contiguous()
     assert v_cache.is_contiguous()
-    _launch(out, q, k_cache, v_cache, batch, True, scale, window, key_tiles)
-
-
-def first_chunk_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    batch: AttentionBatch,
-    scale: float,
-    window: int | None,
-    out: Tensor,
-    key_tiles: KeyTiles | None = None,
-) -> None:
-    """paged_prefill_attention where batch.chunks_start_at_zero; keys and values are read from k and v [T, Hkv, D] (rotated)."""
-    _launch(out, q, k, v, batch, False, scale, window, key_tiles)
-
-
-def _launch(
-    out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    batch: AttentionBatch,
-    is_paged: bool,
-    scale: float,
-    window: int | None,
-    key_tiles: KeyTiles | None,
-) -> None:
-    num_heads, head_dim = q.shape[1:]
-    num_kv_heads = k.shape[1]
-    assert q.stride()[1:] == out.stride()[1:] == (head_dim, 1)
-    assert k.stride(-1) == v.stride(-1) == 1
     if batch.prefill_work is None:
         batch = plan_prefill(batch, num_heads, num_kv_heads, head_dim)
     work = batch.prefill_work
     assert work is not None
-    key_tiles = key_tiles or choose_key_tiles(work.tile_rows, head_dim, q.dtype, q.device)
-    block_dim = max(16, triton.next_power_of_2(head_dim))  # 16: the smallest matrix product
-    k_tiles, v_tiles = None, None
-    if not is_paged and has_tensor_copies(q.device):
-        shape, block = [k.shape[0], num_kv_heads * head_dim], [key_tiles.num_keys, block_dim]
-        k_tiles, v_tiles = (TensorDescriptor(x, shape, [x.stride(0), 1], block) for x in (k, v))
+    key_tiles = key_tiles or choose_key_tiles(num_tokens, work.tile_rows, head_dim, window, q.dtype, q.device)
     _prefill_kernel[(num_kv_heads, work.tiles.shape[0])](
         out,
         q,
-        k,
-        v,
-        k_tiles,
-        v_tiles,
+        k_cache,
+        v_cache,
         work.tiles,
         batch.block_table,
         out.stride(0),
         q.stride(0),
-        k.stride(0),
-        v.stride(0),
         batch.block_table.stride(0),
         scale * math.log2(math.e),
         WINDOW=window or 0,
         GROUP=num_heads // num_kv_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
-        BLOCK_D=block_dim,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),  # 16: the smallest matrix product
         BLOCK_M=work.tile_rows,
         BLOCK_N=key_tiles.num_keys,
-        BLOCK_SIZE=k.shape[2] if is_paged else 0,
+        BLOCK_SIZE=block_size,
         PRECISION="ieee",
         num_warps=key_tiles.num_warps,
         num_stages=key_tiles.num_stages,

@@ -74,8 +74,7 @@ def list_tiles(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork
     """Tiles of tile_rows // group queries each; `group` query heads share a KV head."""
     num_tokens, num_rows = batch.kv_slots.shape[0], batch.context_lens.shape[0]
     queries = tile_rows // group
-    num_chunks = num_rows if batch.max_num_chunks is None else batch.max_num_chunks
-    max_tiles = max_prefill_tiles(num_tokens, num_chunks, queries)
+    max_tiles = max_prefill_tiles(num_tokens, num_rows, queries)
     tiles = torch.zeros((max_tiles, 4), dtype=torch.int32, device=batch.query_start.device)
     block_rows = triton.next_power_of_2(num_rows)
     _plan_kernel[(num_rows,)](

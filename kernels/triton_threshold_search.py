@@ -107,7 +107,6 @@ def search_kernel(  # type: ignore[no-untyped-def]
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
     TILE_BLOCK: tl.constexpr,
-    PIVOTS: tl.constexpr,
     LIST: tl.constexpr,
     BLOCK: tl.constexpr,
     SHIFT: tl.constexpr,

@@ -50,15 +50,16 @@ def logit_thresholds_by_slot(
     parameters, row_stride = (row_slots, temperatures, top_k, top_p, min_p), logits.stride(0)
     found = (intervals, counts_above, masses_above, list_starts)
     sizes = {"VOCAB_SIZE": vocab_size, "NUM_TILES": num_tiles}
-    tiling = {**sizes, "TILE_BLOCK": triton.next_power_of_2(num_tiles), "PIVOTS": NUM_PIVOTS}
-    tile, launch = {"TILE": TILE_SIZE}, {"PDL": has_pdl(logits), "launch_pdl": has_pdl(logits)}
+    tiling = {**sizes, "TILE_BLOCK": triton.next_power_of_2(num_tiles)}
+    tile, pivoting = {"TILE": TILE_SIZE}, {**tiling, "PIVOTS": NUM_PIVOTS}
+    launch = {"PDL": has_pdl(logits), "launch_pdl": has_pdl(logits)}
     by_tile, by_row = (num_tiles, num_rows), (num_rows,)
     _range_kernel[by_tile](logits, *parameters, ranges, row_stride, **sizes, **tile, **launch, num_warps=NUM_TILE_WARPS)
     _count_kernel[by_tile](
-        logits, *parameters, ranges, pivots, counts, masses, row_stride, **tiling, **tile, **launch, num_warps=NUM_TILE_WARPS
+        logits, *parameters, ranges, pivots, counts, masses, row_stride, **pivoting, **tile, **launch, num_warps=NUM_TILE_WARPS
     )
     find_intervals_kernel[by_row](
-        *parameters, ranges, pivots, counts, masses, *found, thresholds, **tiling, **launch, num_warps=NUM_INTERVAL_WARPS
+        *parameters, ranges, pivots, counts, masses, *found, thresholds, **pivoting, **launch, num_warps=NUM_INTERVAL_WARPS
     )
     _list_kernel[by_tile](
         logits, intervals, list_starts, listed, row_stride, **sizes, **tile, **launch, LIST=LIST_SIZE, num_warps=NUM_LIST_WARPS

@@ -11,13 +11,7 @@ from scripts.kernel_cases import Calls, Case, random_numbers
 
 
 def _paged(
-    query_len: int,
-    context_len: int,
-    num_rows: int,
-    num_kv_heads: int,
-    head_dim: int,
-    device: torch.device,
-    contiguous: bool = False,
+    query_len: int, context_len: int, num_rows: int, num_kv_heads: int, head_dim: int, device: torch.device
 ) -> tuple[Tensor, Tensor, ops.AttentionBatch]:
     """Caches of random blocks in random order, and a batch of equal rows over them."""
     block_size = 16
@@ -36,7 +30,6 @@ def _paged(
         max_query_len=query_len,
         max_context_len=context_len,
         host_lengths=lengths,
-        chunks_start_at_zero=contiguous,
     )
     return k_cache, v_cache, batch
 
@@ -62,24 +55,22 @@ def decode_attention(num_rows: int, context_len: int, num_heads: int, num_kv_hea
     return Case(name, "read", num_bytes, num_bytes, make)
 
 
-def prefill_attention(num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, *, contiguous: bool) -> Case:
-    """One prompt from its start; with `contiguous` keys and values are handed over as they came from the projection."""
+def prefill_attention(num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int) -> Case:
+    """One prompt from its start."""
 
     def make(device: torch.device) -> Calls:
-        k_cache, v_cache, batch = _paged(num_tokens, num_tokens, 1, num_kv_heads, head_dim, device, contiguous=contiguous)
+        k_cache, v_cache, batch = _paged(num_tokens, num_tokens, 1, num_kv_heads, head_dim, device)
         batch = ops.plan_attention(batch, num_heads, num_kv_heads, head_dim, None)
         q = random_numbers(num_tokens, num_heads, head_dim, device=device)
         keys, values = (_gathered(cache, batch, num_tokens) for cache in (k_cache, v_cache))
-        new = (keys[0].transpose(0, 1).contiguous(), values[0].transpose(0, 1).contiguous()) if contiguous else None
 
         def of_torch() -> Tensor:
             queries = q.transpose(0, 1).unsqueeze(0)
             attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
             return attended[0].transpose(0, 1)
 
-        return Calls(lambda: ops.paged_attention(q, k_cache, v_cache, batch, head_dim**-0.5, None, new), of_torch)
+        return Calls(lambda: ops.paged_attention(q, k_cache, v_cache, batch, head_dim**-0.5, None), of_torch)
 
     operations = 2 * num_tokens**2 * num_heads * head_dim  # two products, half of each visible
     footprint = 4 * num_tokens * (num_heads + num_kv_heads) * head_dim
-    name = f"prefill attention {num_tokens} {'contiguous' if contiguous else 'paged'}"
-    return Case(name, "matmul", operations, footprint, make)
+    return Case(f"prefill attention {num_tokens}", "matmul", operations, footprint, make)

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from penstock.kernels import ops, reference_attention
 from penstock.kernels.prefill_work import KeyTiles
-from penstock.kernels.triton_prefill_attention import first_chunk_attention, paged_prefill_attention
+from penstock.kernels.triton_prefill_attention import paged_prefill_attention
 from penstock.kernels.triton_prefill_plan import list_tiles
 
 BLOCK_SIZE = 16
@@ -61,16 +61,12 @@ CASES = {
 class Case:
     batch: ops.AttentionBatch
     q: Tensor
-    k: Tensor
-    v: Tensor
     k_cache: Tensor
     v_cache: Tensor
     num_operations: int
 
 
 def make_case(lengths: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int) -> Case:
-    """Random contents; where rows start at position 0 the cache holds what k and v hold."""
-    options = {"dtype": torch.bfloat16, "device": "cuda"}
     query_lens = torch.tensor([query_len for query_len, _ in lengths], dtype=torch.int32)
     context_lens = torch.tensor([context_len for _, context_len in lengths], dtype=torch.int32)
     num_tokens = int(query_lens.sum())
@@ -91,25 +87,16 @@ def make_case(lengths: list[tuple[int, int]], num_heads: int, num_kv_heads: int,
         max_context_len=int(context_lens.max()),
         host_lengths=torch.stack((query_lens, context_lens)),
     )
-    q = torch.randn(num_tokens, num_heads, head_dim, **options)  # type: ignore[call-overload]
-    k, v = (torch.randn(num_tokens, num_kv_heads, head_dim, **options) for _ in range(2))  # type: ignore[call-overload]
-    if all(query_len == context_len for query_len, context_len in lengths):
-        for row, (_, context_len) in enumerate(lengths):
-            positions = torch.arange(context_len)
-            blocks = block_table[row, positions // BLOCK_SIZE].long()
-            tokens = slice(int(query_start[row]), int(query_start[row + 1]))
-            k_cache[blocks, :, positions % BLOCK_SIZE], v_cache[blocks, :, positions % BLOCK_SIZE] = k[tokens], v[tokens]
+    q = torch.randn(num_tokens, num_heads, head_dim, dtype=torch.bfloat16, device="cuda")
     pairs = sum(n * context - n * (n - 1) // 2 for n, context in lengths)
-    return Case(batch, q, k, v, k_cache, v_cache, 4 * head_dim * num_heads * pairs)
+    return Case(batch, q, k_cache, v_cache, 4 * head_dim * num_heads * pairs)
 
 
-def launcher(case: Case, tile_rows: int, key_tiles: KeyTiles, paged: bool, out: Tensor) -> Callable[[], None]:
-    group = case.q.shape[1] // case.k.shape[1]
+def launcher(case: Case, tile_rows: int, key_tiles: KeyTiles, out: Tensor) -> Callable[[], None]:
+    group = case.q.shape[1] // case.k_cache.shape[1]
     batch = replace(case.batch, prefill_work=list_tiles(case.batch, group, tile_rows))
     scale = case.q.shape[2] ** -0.5
-    if paged:
-        return lambda: paged_prefill_attention(case.q, case.k_cache, case.v_cache, batch, scale, None, out, key_tiles)
-    return lambda: first_chunk_attention(case.q, case.k, case.v, batch, scale, None, out, key_tiles)
+    return lambda: paged_prefill_attention(case.q, case.k_cache, case.v_cache, batch, scale, None, out, key_tiles)
 
 
 def median_us(launch: Callable[[], object]) -> float:
@@ -130,11 +117,10 @@ def median_us(launch: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def is_right(model: tuple[int, int, int], tile_rows: int, key_tiles: KeyTiles, paged: bool) -> bool:
-    lengths = [(218, 218), (5, 5), (700, 700)] if not paged else [(218, 218), (77, 1030), (5, 5), (500, 900)]
-    case = make_case(lengths, *model)
+def is_right(model: tuple[int, int, int], tile_rows: int, key_tiles: KeyTiles) -> bool:
+    case = make_case([(218, 218), (77, 1030), (5, 5), (500, 900)], *model)
     out = torch.full_like(case.q, torch.nan)
-    launcher(case, tile_rows, key_tiles, paged, out)()
+    launcher(case, tile_rows, key_tiles, out)()
     scale = model[2] ** -0.5
     expected = reference_attention.paged_attention(
         case.q.float(), case.k_cache.float(), case.v_cache.float(), case.batch, scale, None
@@ -144,10 +130,10 @@ def is_right(model: tuple[int, int, int], tile_rows: int, key_tiles: KeyTiles, p
 
 def compile_share(share: int) -> None:
     """Compiles every COMPILER_PROCESSES-th kernel by launching it."""
-    configurations = [(m, r, t, p) for m in MODELS for r, t in VARIANTS for p in (True, False)]
-    for model, tile_rows, key_tiles, paged in configurations[share::COMPILER_PROCESSES]:
+    configurations = [(model, *variant) for model in MODELS for variant in VARIANTS]
+    for model, tile_rows, key_tiles in configurations[share::COMPILER_PROCESSES]:
         case = make_case([(64, 64)], *model)
-        launcher(case, tile_rows, key_tiles, paged, torch.empty_like(case.q))()
+        launcher(case, tile_rows, key_tiles, torch.empty_like(case.q))()
     torch.cuda.synchronize()
 
 
@@ -162,8 +148,11 @@ def compile_all() -> None:
 
 
 def torch_tflops(case: Case, lengths: list[tuple[int, int]], backend: SDPBackend) -> float:
-    """scaled_dot_product_attention over rows of equal length that start at position 0."""
-    q, k, v = (x.view(len(lengths), lengths[0][0], *x.shape[1:]).transpose(1, 2) for x in (case.q, case.k, case.v))
+    """scaled_dot_product_attention over rows of equal length that start at position 0, keys and values in plain tensors."""
+    num_tokens, num_heads, head_dim = case.q.shape
+    shapes = [(num_tokens, heads, head_dim) for heads in (num_heads, case.k_cache.shape[1], case.k_cache.shape[1])]
+    tensors = [torch.randn(shape, dtype=torch.bfloat16, device="cuda") for shape in shapes]
+    q, k, v = (x.view(len(lengths), lengths[0][0], *x.shape[1:]).transpose(1, 2) for x in tensors)
     with sdpa_kernel(backend):
         us = median_us(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
     return case.num_operations / us / 1e6
@@ -173,22 +162,17 @@ def print_table(model: tuple[int, int, int]) -> None:
     names = list(CASES) if model == MODELS[0] else ["8k x 1", "1k x 8", "218 x 40", "512 at 8k"]
     print(f"\n{model[0]}/{model[1]} heads of {model[2]}, TFLOP/s" + " " * 20 + "".join(f"{name:>11}" for name in names))
     cases = {name: make_case(CASES[name], *model) for name in names}
-    for paged in (False, True):
-        for tile_rows, tiles in VARIANTS:
-            limit = f" <= {tiles.max_registers} registers" if tiles.max_registers else ""
-            kind = "paged" if paged else "plain"
-            label = f"{kind} {tile_rows}x{tiles.num_keys} warps {tiles.num_warps} stages {tiles.num_stages}{limit}"
-            print(f"{label:<54}", end="", flush=True)
-            if not is_right(model, tile_rows, tiles, paged):
-                print("WRONG")
-                continue
-            for name, case in cases.items():
-                if not paged and "at" in name:
-                    print(f"{'-':>11}", end="")
-                    continue
-                us = median_us(launcher(case, tile_rows, tiles, paged, torch.empty_like(case.q)))
-                print(f"{case.num_operations / us / 1e6:>11.1f}", end="", flush=True)
-            print()
+    for tile_rows, tiles in VARIANTS:
+        limit = f" <= {tiles.max_registers} registers" if tiles.max_registers else ""
+        label = f"{tile_rows}x{tiles.num_keys} warps {tiles.num_warps} stages {tiles.num_stages}{limit}"
+        print(f"{label:<54}", end="", flush=True)
+        if not is_right(model, tile_rows, tiles):
+            print("WRONG")
+            continue
+        for case in cases.values():
+            us = median_us(launcher(case, tile_rows, tiles, torch.empty_like(case.q)))
+            print(f"{case.num_operations / us / 1e6:>11.1f}", end="", flush=True)
+        print()
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         figures = []
         for name, case in cases.items():

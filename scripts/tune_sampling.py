@@ -128,7 +128,7 @@ def check(vocab_size: int) -> None:
     for cuts in (None, found):
         tokens, is_valid = ops.sample_tokens(batch.logits, *parameters, batch.seeds, batch.positions, cuts)
         assert is_valid.all()
-        scores = batch.logits.double() / TEMPERATURE + ops.gumbel_noise(batch.seeds, batch.positions, vocab_size)
+        scores = batch.logits.double() / TEMPERATURE + reference_sampling.gumbel_noise(batch.seeds, batch.positions, vocab_size)
         if cuts is not None:
             scores[batch.logits.float() < cuts[:, None]] = -torch.inf
         assert (scores.amax(1) - scores.gather(1, tokens[:, None])[:, 0]).max() < MAX_SCORE_ERROR

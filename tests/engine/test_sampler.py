@@ -26,7 +26,7 @@ from penstock.engine.staging import upload
 from penstock.engine.step_inputs import pack_started
 from penstock.engine.token_counts import TokenCounts, counted_arrays
 from penstock.ipc.messages import Sampling
-from penstock.kernels import ops
+from penstock.kernels import ops, reference_sampling
 from penstock.kernels.step_state import StepUpdates, make_slot_state, make_step_tensors
 from tests.kernels.naive_sampling import naive_kept, naive_penalized
 
@@ -124,7 +124,7 @@ def naive_token(logits: list[float], sampling: Sampling) -> int:
     if sampling.temperature < 1e-5:
         return logits.index(max(logits))
     kept, _ = naive_kept(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-    noise = ops.gumbel_noise(torch.tensor([sampling.seed]), torch.tensor([len(OUTPUT)]), VOCAB_SIZE)[0].tolist()
+    noise = reference_sampling.gumbel_noise(torch.tensor([sampling.seed]), torch.tensor([len(OUTPUT)]), VOCAB_SIZE)[0].tolist()
     return max(kept, key=lambda token_id: logits[token_id] / sampling.temperature + noise[token_id])
 
 

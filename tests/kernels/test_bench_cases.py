@@ -27,8 +27,7 @@ SMALL_CASES = [
     linear(3, 20, 30),
     add_norm_linear_silu_mul(1, 20, 30),
     decode_attention(3, 37, 4, 2, 16),
-    prefill_attention(37, 4, 2, 16, contiguous=True),
-    prefill_attention(37, 4, 2, 16, contiguous=False),
+    prefill_attention(37, 4, 2, 16),
     sample_tokens(3, 100, "greedy"),
 ]
 

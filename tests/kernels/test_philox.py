@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.kernels import ops, reference_sampling
+from penstock.kernels import reference_sampling
 from tests.kernels.comparing import DEVICES
 
 # From Random123's kat_vectors: counter, key, result of philox4x32 with 10 rounds.
@@ -59,7 +59,9 @@ def test_philox_gives_the_published_answers(
 def test_noise_is_keyed_by_seed_position_and_token(vocab_size: int, device: str) -> None:
     seeds = [0, 1, 2**32 + 1, 2**63 - 1, 1]
     positions = [0, 7, 7, 2**32 - 1, 8]
-    noise = ops.gumbel_noise(torch.tensor(seeds, device=device), torch.tensor(positions, device=device), vocab_size)
+    noise = reference_sampling.gumbel_noise(
+        torch.tensor(seeds, device=device), torch.tensor(positions, device=device), vocab_size
+    )
     assert noise.dtype == torch.float32
     expected = [
         [plain_gumbel(seed, position, i) for i in range(vocab_size)] for seed, position in zip(seeds, positions, strict=True)
@@ -71,13 +73,13 @@ def test_noise_is_keyed_by_seed_position_and_token(vocab_size: int, device: str)
 def test_noise_is_finite_for_every_word(monkeypatch: pytest.MonkeyPatch) -> None:
     words = tuple(torch.tensor([[word]]) for word in (0, 1, MASK, MASK - 1))
     monkeypatch.setattr(reference_sampling, "philox", lambda counters, keys: words)
-    noise = ops.gumbel_noise(torch.tensor([0]), torch.tensor([0]), 4)
+    noise = reference_sampling.gumbel_noise(torch.tensor([0]), torch.tensor([0]), 4)
     assert torch.isfinite(noise).all()
     assert noise[0].tolist() == pytest.approx([33 * math.log(2), 33 * math.log(2) - math.log(3), -2.81, -2.81], abs=0.01)
 
 
 def test_noise_has_the_gumbel_distribution() -> None:
-    noise = ops.gumbel_noise(torch.arange(40), torch.arange(40) * 3, 5000).flatten().double().sort().values
+    noise = reference_sampling.gumbel_noise(torch.arange(40), torch.arange(40) * 3, 5000).flatten().double().sort().values
     num_samples = len(noise)
     expected = torch.exp(-torch.exp(-noise))
     steps = torch.arange(num_samples, dtype=torch.float64)
@@ -86,7 +88,7 @@ def test_noise_has_the_gumbel_distribution() -> None:
 
 
 def test_noise_of_neighbouring_positions_and_seeds_is_unrelated() -> None:
-    rows = ops.gumbel_noise(torch.tensor([5, 5, 6, 5 + 2**32]), torch.tensor([3, 4, 3, 3]), 20_000)
+    rows = reference_sampling.gumbel_noise(torch.tensor([5, 5, 6, 5 + 2**32]), torch.tensor([3, 4, 3, 3]), 20_000)
     correlation = torch.corrcoef(rows) - torch.eye(4)
     assert correlation.abs().max() < 4 / math.sqrt(20_000)
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from penstock.kernels import ops, reference_sampling
 from tests.kernels.comparing import DEVICES
@@ -32,6 +33,20 @@ FILTERS = [
 ]
 
 
+def thresholds_of(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Row r's parameters are those of slot r."""
+    return ops.logit_thresholds_by_slot(logits, _own_slots(logits), temperatures, top_k, top_p, min_p)
+
+
+def draws(logits: Tensor, temperatures: Tensor, thresholds: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
+    """Row r's parameters are those of slot r."""
+    return ops.sample_tokens(logits, _own_slots(logits), temperatures, seeds, positions, thresholds)[0]
+
+
+def _own_slots(logits: Tensor) -> Tensor:
+    return torch.arange(len(logits), dtype=torch.int32, device=logits.device)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
@@ -41,8 +56,8 @@ def test_filters_keep_what_the_definitions_keep(vocab_size: int, tied: bool, dev
     if tied:
         logits = logits.round()
     top_k, top_p, min_p, temperatures = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
-    thresholds = ops.logit_thresholds(logits.to(device), temperatures, top_k.int(), top_p, min_p)
-    kept = (logits.to(device) / temperatures[:, None] >= thresholds[:, None]).cpu()
+    thresholds = thresholds_of(logits.to(device), temperatures, top_k.int(), top_p, min_p)
+    kept = (logits.to(device) >= thresholds[:, None]).cpu()
     for row, settings in enumerate(rows):
         expected, margin = naive_kept(logits[row].tolist(), settings[3], *settings[:3])
         actual = set(kept[row].nonzero().flatten().tolist())
@@ -51,15 +66,12 @@ def test_filters_keep_what_the_definitions_keep(vocab_size: int, tied: bool, dev
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_forbidden_tokens_stay_forbidden_under_filters(device: str) -> None:
-    logits = torch.tensor([[1.0, -torch.inf, 0.5, -torch.inf, 0.0]], device=device)
-    one = torch.ones(1, device=device)
+    logits = torch.tensor([[1.0, -torch.inf, 0.5, -torch.inf, 0.0]], device=device).repeat(200, 1)
+    ones, seeds = torch.ones(200, device=device), torch.arange(200, device=device)
     for top_k, top_p in ((4, 1.0), (0, 0.99999)):
-        thresholds = ops.logit_thresholds(logits, one, one.int() * top_k, one * top_p, one * 0)
-        tokens = [
-            int(ops.sample_gumbel(logits, one, thresholds, torch.tensor([seed], device=device), one.long()))
-            for seed in range(200)
-        ]
-        assert set(tokens) == {0, 2, 4}
+        thresholds = thresholds_of(logits, ones, ones.int() * top_k, ones * top_p, ones * 0)
+        tokens = draws(logits, ones, thresholds, seeds, ones.int())
+        assert set(tokens.tolist()) == {0, 2, 4}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -67,7 +79,7 @@ def test_draws_follow_the_distribution(device: str) -> None:
     num_draws, vocab_size, temperature = 40_000, 11, 1.7
     logits = torch.randn(vocab_size, dtype=torch.float64) * 2
     expected = torch.softmax(logits / temperature, 0) * num_draws
-    tokens = ops.sample_gumbel(
+    tokens = draws(
         logits.float().expand(num_draws, -1).contiguous().to(device),
         torch.full((num_draws,), temperature, device=device),
         None,
@@ -82,7 +94,7 @@ def test_draws_follow_the_distribution(device: str) -> None:
 def test_draws_under_a_threshold_follow_what_is_left(device: str) -> None:
     num_draws = 20_000
     logits = torch.tensor([2.0, -1.0, 1.0, 0.0, -3.0])
-    tokens = ops.sample_gumbel(
+    tokens = draws(
         logits.expand(num_draws, -1).contiguous().to(device),
         torch.ones(num_draws, device=device),
         torch.zeros(num_draws, device=device),
@@ -101,10 +113,10 @@ def test_a_draw_does_not_depend_on_its_batch(device: str) -> None:
     logits = torch.randn(num_rows, vocab_size).to(device)
     temperatures = torch.rand(num_rows).to(device) + 0.1
     seeds, positions = torch.randint(2**62, (num_rows,)).to(device), torch.randint(4000, (num_rows,)).to(device)
-    together = ops.sample_gumbel(logits, temperatures, None, seeds, positions)
+    together = draws(logits, temperatures, None, seeds, positions)
     for row in range(num_rows):
         own = slice(row, row + 1)
-        alone = ops.sample_gumbel(logits[own], temperatures[own], None, seeds[own], positions[own])
+        alone = draws(logits[own], temperatures[own], None, seeds[own], positions[own])
         assert int(alone) == int(together[row])
 
 
@@ -120,13 +132,10 @@ def test_rows_take_their_parameters_from_their_slots(dtype: torch.dtype, device:
     tokens, is_valid = ops.sample_tokens(logits, row_slots, temperatures, seeds, positions, thresholds)
     assert is_valid.tolist() == [True] * 3
 
-    logits, random = ops.editable_logits(logits), own[:2]
-    tempered = ops.logit_thresholds(logits[:2], temperatures[random], top_k[random], top_p[random], min_p[random])
-    kept = logits[:2] / temperatures[random, None] >= tempered[:, None]
-    assert torch.equal(logits[:2] >= thresholds[:2, None], kept)
-    assert thresholds[2] == -torch.inf
-    expected = ops.sample_gumbel(logits[:2], temperatures[random], tempered, seeds[random], positions[random])
-    assert tokens.tolist() == [*expected.tolist(), int(logits[2].argmax())]
+    assert torch.equal(thresholds, thresholds_of(logits, temperatures[own], top_k[own], top_p[own], min_p[own]))
+    assert torch.equal(tokens, draws(logits, temperatures[own], thresholds, seeds[own], positions[own]))
+    assert torch.isfinite(thresholds).tolist() == [True, True, False]
+    assert tokens[2] == logits[2].argmax()
 
 
 @pytest.mark.parametrize("rows_per_round", [1, 2, 5])
@@ -136,8 +145,8 @@ def test_rounds_of_rows_change_nothing(rows_per_round: int, monkeypatch: pytest.
     counts = torch.randint(0, 4, (5, 1500), dtype=torch.int32)
 
     def run() -> list[torch.Tensor]:
-        thresholds = ops.logit_thresholds(logits, temperatures, noughts.int(), top_p, noughts)
-        tokens = ops.sample_gumbel(logits, temperatures, thresholds, torch.arange(5), torch.arange(5))
+        thresholds = thresholds_of(logits, temperatures, noughts.int(), top_p, noughts)
+        tokens = draws(logits, temperatures, thresholds, torch.arange(5), torch.arange(5))
         penalized = logits.clone()
         ops.apply_penalties(penalized, torch.arange(5), counts, torch.arange(5), temperatures, temperatures, temperatures)
         return [thresholds, tokens, penalized]
@@ -149,11 +158,12 @@ def test_rounds_of_rows_change_nothing(rows_per_round: int, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_argmax_takes_the_lowest_id_among_equals(device: str) -> None:
+def test_greedy_rows_take_the_lowest_id_among_equals(device: str) -> None:
     logits = torch.zeros(3, 1001, device=device)
     logits[1, [400, 900]] = 1.0
     logits[2, 1000] = 0.5
-    assert ops.argmax(logits).tolist() == [0, 400, 1000]
+    noughts = torch.zeros(3, device=device)
+    assert draws(logits, noughts, None, noughts.long(), noughts.int()).tolist() == [0, 400, 1000]
 
 
 @pytest.mark.parametrize("device", DEVICES)
