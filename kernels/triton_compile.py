@@ -44,16 +44,18 @@ def pretend_device(properties: DeviceProperties) -> None:
     torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
 
 
-def find_kernels(calls: Sequence[Callable[[], object]]) -> list[Callable[[], None]]:
+def find_kernels(calls: Sequence[Callable[[], object]]) -> list[Callable[[], object]]:
     """What compiles into Triton's cache, or finds there, each of the kernels that the calls launch, in a fixed order.
 
+    First comes Triton's own part of the driver, which is compiled when it is first used. Fails where there is no libcuda.
     The calls use tensors on "meta" and must not depend on any tensor's values; nobody else may launch kernels in the meantime.
     Raises whatever a call raises.
     """
     with _MetaIsCuda(), _Finding() as finding, _launches_only_compile():
         for call in calls:
             call()
-    return [lambda compile_one=compile_one: _build_launcher(compile_one()) for compile_one in finding.found.values()]  # type: ignore[misc]
+    found = finding.found.values()
+    return [nvidia.CudaUtils, *(lambda compile_one=compile_one: _build_launcher(compile_one()) for compile_one in found)]  # type: ignore[misc]
 
 
 class _Finding(triton.AsyncCompileMode):  # type: ignore[misc, unused-ignore]
