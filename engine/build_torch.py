@@ -62,7 +62,8 @@ def load_model(config: EngineConfig, start_up: StartUp, environment: MutableMapp
     with contextlib.ExitStack() as stack:
         kernels_ahead = None
         if context is not None:
-            kernels_ahead = stack.enter_context(KernelsAhead(config, model_config, context.device, environment))
+            kernels_ahead = KernelsAhead(config, files.model_dir, model_config, context.device, environment)
+            stack.enter_context(kernels_ahead)
         reader = None
         if config.load_format != "dummy":
             with start_up.phase("model files"):
@@ -194,7 +195,8 @@ def _build_runner(
 def _wake_libraries(device: torch.device, dtype: torch.dtype) -> None:
     """Has cuBLAS make its handle and workspace and Triton imported beside the weights' loading."""
     import torch
-    import triton  # type: ignore[import-untyped, unused-ignore]  # noqa: F401  for its time
+
+    from ..kernels import triton_products  # noqa: F401  for Triton's time
 
     square = torch.ones(256, 256, dtype=dtype, device=device)
     torch.mm(square, square)

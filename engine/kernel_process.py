@@ -6,7 +6,6 @@ All such processes find the same kernels in the same order. Each takes the next 
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ NICENESS = 5
 def main() -> int:
     """Takes a job from standard input; returns the exit code, 1 where a kernel could not be compiled."""
     os.nice(NICENESS)
-    job = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that started us
+    job = KernelJob.from_line(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_input, name="end-with-input", daemon=True).start()
     error: Exception | None = None
     try:
@@ -56,14 +55,16 @@ def find(job: KernelJob) -> list[Callable[[], object]]:
         shared_memory_per_block_optin=device.shared_bytes,
     )
     pretend_device(properties)
-    dtype = choose_dtype(job.config, job.model_config, "cuda")
+    whole_config = ModelConfig.from_dir(Path(job.model_dir))
+    dtype = choose_dtype(job.config, whole_config, "cuda")
     memory = DeviceMemory("cuda", device.total_bytes, device.total_bytes)
-    memory_plan = plan_memory(job.model_config, job.config, memory, dtype)
-    model_config, nowhere = with_layers_that_differ(job.model_config), torch.device("meta")
+    memory_plan = plan_memory(whole_config, job.config, memory, dtype)
+    model_config, nowhere = with_layers_that_differ(whole_config), torch.device("meta")
     with torch.inference_mode():
         model = make_model(job.config, model_config, memory_plan, nowhere)
         runner = make_runner(job.config, model_config, memory_plan, nowhere, model)
-        return find_kernels(runner.kernel_calls())
+        kernels: list[Callable[[], object]] = find_kernels(runner.kernel_calls())
+    return kernels
 
 
 def with_layers_that_differ(config: ModelConfig) -> ModelConfig:

@@ -1,15 +1,15 @@
 """Kernels are compiled by child processes while the engine imports torch and loads its weights. No torch here.
 
 Each child (kernel_process) makes the runner's steps on tensors without memory, to find what they launch, and compiles a share
-of it into Triton's cache on disk, where the engine finds it at its first launches. Nothing depends on their success: what is not
-there is compiled when it is first launched. A child has no device, and ends when its standard input does: with the engine.
+of it into Triton's cache on disk, where the engine finds it at its first launches. Nothing depends on their success: what is
+not there is compiled when it is first launched. A child has no device, and ends when its standard input does: with the engine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
@@ -38,13 +38,25 @@ MODULE = f"{__package__}.kernel_process"
 
 @dataclass(frozen=True, slots=True)
 class KernelJob:
-    """What a child must know; it comes pickled through its standard input."""
+    """What a child must know; a line of JSON in its standard input."""
 
     config: EngineConfig
-    model_config: ModelConfig
+    """Without what is nothing to kernels."""
+    model_dir: str
     device: CudaDevice
     claims_dir: str
     """Where children say which kernel they compile."""
+
+    def to_line(self) -> bytes:
+        """For from_line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> KernelJob:
+        """The inverse of to_line."""
+        raw = json.loads(line)
+        config = EngineConfig(**{**raw["config"], "served_model_names": ()})
+        return cls(config, raw["model_dir"], CudaDevice(**raw["device"]), raw["claims_dir"])
 
 
 class KernelsAhead:
@@ -53,12 +65,19 @@ class KernelsAhead:
     def __init__(
         self,
         config: EngineConfig,
+        model_dir: Path,
         model_config: ModelConfig,
         device: Future[CudaDevice | None],
         environment: Mapping[str, str],
     ) -> None:
         """Nothing is compiled if that was done before for such an engine on such a device, or if there is no device."""
-        self._config, self._model_config, self._device, self._environment = config, model_config, device, dict(environment)
+        self._config = replace(config, download_dir=None, socket_dir=None, served_model_names=())
+        self._model_dir, self._model_config, self._device, self._environment = (
+            model_dir,
+            model_config,
+            device,
+            dict(environment),
+        )
         self._children: list[subprocess.Popen[bytes]] = []
         self._claims_dir: str | None = None
         self._done: Path | None = None
@@ -98,9 +117,9 @@ class KernelsAhead:
                 return
             print("Compiling kernels", file=sys.stderr, flush=True)
             self._claims_dir, self._done = tempfile.mkdtemp(prefix="penstock-kernels-"), done
-            job = pickle.dumps(KernelJob(self._config, self._model_config, device, self._claims_dir))
+            job = KernelJob(self._config, str(self._model_dir.resolve()), device, self._claims_dir)
             for _ in range(num_processes(len(os.sched_getaffinity(0)))):
-                self._children.append(self._start_child(job))
+                self._children.append(self._start_child(job.to_line()))
         except Exception as error:
             print(f"Kernels are not compiled ahead: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 

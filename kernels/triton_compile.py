@@ -116,7 +116,7 @@ class _Pointer(MockTensor):  # type: ignore[misc, unused-ignore]
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor.dtype)
         # What torch's allocator hands out is aligned; views begin somewhere in it.
-        self._offset_bytes = tensor.storage_offset() * tensor.element_size()
+        self._offset_bytes = int(tensor.storage_offset()) * tensor.element_size()
 
     def data_ptr(self) -> int:
         return self._offset_bytes
