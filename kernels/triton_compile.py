@@ -55,7 +55,7 @@ def find_kernels(calls: Sequence[Callable[[], object]]) -> list[Callable[[], obj
         for call in calls:
             call()
     found = finding.found.values()
-    return [nvidia.CudaUtils, *(lambda compile_one=compile_one: _build_launcher(compile_one()) for compile_one in found)]  # type: ignore[misc]
+    return [nvidia.CudaUtils, *(lambda compile_one=compile_one: _build_launcher(compile_one()) for compile_one in found)]
 
 
 class _Finding(triton.AsyncCompileMode):  # type: ignore[misc, unused-ignore]

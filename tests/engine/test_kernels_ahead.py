@@ -105,7 +105,7 @@ def test_two_cores_are_left_for_the_rest(num_cores: int, expected: int) -> None:
 
 def test_children_take_one_kernel_after_the_other(tmp_path: Path) -> None:
     kernel_process = pytest.importorskip("penstock.engine.kernel_process")
-    kernels = [lambda index=index: index for index in range(5)]  # type: ignore[misc]
+    kernels = [lambda index=index: index for index in range(5)]
     first, second = (kernel_process.claimed(kernels, tmp_path) for _ in range(2))
     taken = [next(first)(), next(second)(), next(second)(), next(first)(), next(second)()]
     assert taken == [0, 1, 2, 3, 4]

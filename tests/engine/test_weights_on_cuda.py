@@ -54,7 +54,7 @@ def test_the_driver_makes_a_context_that_torch_uses() -> None:
     assert device is not None
     assert (device.name, device.major, device.minor) == (properties.name, properties.major, properties.minor)
     assert device.num_multiprocessors == properties.multi_processor_count
-    assert device.shared_bytes == properties.shared_memory_per_block_optin
+    assert device.shared_bytes == properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     assert start_up.seconds["CUDA context"] > 0
     assert float(torch.ones(3, device="cuda").sum()) == 3
 
