@@ -6,6 +6,7 @@ All such processes find the same kernels in the same order. Each takes the next 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ def main() -> int:
     """Takes a job from standard input; returns the exit code, 1 where a kernel could not be compiled."""
     os.nice(NICENESS)
     job = KernelJob.from_line(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_input, name="end-with-input", daemon=True).start()
+    threading.Thread(target=_end_with_input, args=(job,), name="end-with-input", daemon=True).start()
     error: Exception | None = None
     try:
         for compile_one in claimed(find(job), Path(job.claims_dir)):
@@ -84,9 +85,10 @@ def claimed(kernels: Sequence[Callable[[], object]], claims_dir: Path) -> Iterat
         yield compile_one
 
 
-def _end_with_input() -> None:
-    """The engine writes nothing more: the end of the input is its own."""
+def _end_with_input(job: KernelJob) -> None:
+    """The engine writes nothing more: the end of the input is its own, and it left what it would have removed."""
     os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(job.claims_dir, ignore_errors=True)
     os._exit(1)
 
 
