@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from .cuda_context import begin_cuda_context
 from .errors import EngineStartError
 from .facts import ModelFacts
 from .kernel_cache import keep_kernels
-from .kernels_ahead import compile_kernels
+from .kernels_ahead import KernelsAhead
 from .memory import MemoryPlan, plan_memory
 from .memory_probe import probe_memory
 from .model_config import ModelConfig
@@ -54,25 +54,28 @@ class LoadedModel:
 def load_model(config: EngineConfig, start_up: StartUp, environment: MutableMapping[str, str]) -> LoadedModel:
     """Loads the model `config` names; raises EngineStartError. What libraries read later is set in `environment`."""
     environment.setdefault("CUDA_MODULE_LOADING", "LAZY")
-    if config.device != "cpu":
-        begin_cuda_context(start_up)
+    context = begin_cuda_context(start_up) if config.device != "cpu" else None
     with start_up.phase("model files"):
         files = resolve_model(config)
         model_config = ModelConfig.from_dir(files.model_dir)
     keep_kernels(environment, cache_dir(config))
     with contextlib.ExitStack() as stack:
+        kernels_ahead = None
+        if context is not None:
+            kernels_ahead = KernelsAhead(config, files.model_dir, model_config, context.device, environment)
+            stack.enter_context(kernels_ahead)
         reader = None
         if config.load_format != "dummy":
             with start_up.phase("model files"):
                 reader = stack.enter_context(WeightReader(find_weight_files(files.model_dir), model_config.needs_tensor))
         with start_up.phase("imports"):
-            from . import model_runner, models, weights  # noqa: F401  for their time and torch's, which is most of it
+            from . import make_runner, weights  # noqa: F401  for their time and torch's, which is most of it
         device = choose_device(config)
         dtype = choose_dtype(config, model_config, device)
         with start_up.phase("memory plan"):
             memory_plan = plan_memory(model_config, config, probe_memory(device), dtype)
         with _memory_may_run_out(memory_plan.table()):
-            place = _Place(device, environment, start_up)
+            place = _Place(device, kernels_ahead, start_up)
             runner = _build_runner(config, model_config, memory_plan, place, reader, files.model_dir)
     print(memory_plan.table(), file=sys.stderr, flush=True)
     facts = _facts(config, files, model_config, memory_plan, device)
@@ -150,7 +153,7 @@ class _Place:
     """Where a runner is built."""
 
     device: str
-    environment: Mapping[str, str]
+    kernels_ahead: KernelsAhead | None
     start_up: StartUp
 
 
@@ -164,12 +167,9 @@ def _build_runner(
 ) -> Runner:
     import torch
 
-    from ..kernels.products import FAST, INVARIANT
-    from .model_runner import ModelRunner
-    from .models import build_model
+    from .make_runner import make_model, make_runner
 
     device, start_up = torch.device(place.device), place.start_up
-    dtype: torch.dtype = getattr(torch, memory_plan.dtype)
     if config.socket_dir is not None:
         # Frontends share the machine. Threads of one operation wait for each other: one that shares its core with a frontend
         # slows all of them down many times.
@@ -177,50 +177,26 @@ def _build_runner(
         torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores - 1)))
     with torch.inference_mode():
         with start_up.phase("model"):
-            model = build_model(
-                model_config,
-                device=device,
-                dtype=dtype,
-                max_model_len=memory_plan.max_model_len,
-                products=INVARIANT if config.deterministic else FAST,
-            )
+            model = make_model(config, model_config, memory_plan, device)
         with _WeightLoading(model, model_dir, reader, config.seed, start_up):
             with start_up.phase("KV cache"):
-                runner = ModelRunner(
-                    model,
-                    model_config,
-                    device=device,
-                    dtype=dtype,
-                    num_blocks=memory_plan.num_blocks,
-                    block_size=config.block_size,
-                    max_num_seqs=config.max_num_seqs,
-                    max_num_batched_tokens=config.max_num_batched_tokens,
-                    max_model_len=memory_plan.max_model_len,
-                    uses_graphs=not config.enforce_eager,
-                    shares_prefixes=config.enable_prefix_caching,
-                    deterministic=config.deterministic,
-                )
+                runner = make_runner(config, model_config, memory_plan, device, model)
             if device.type == "cuda":
                 with start_up.phase("libraries"):
-                    _wake_libraries(device, dtype)
-                with start_up.phase("kernels"):
-                    compile_kernels(runner, _kind(config, model_config), place.environment)
+                    _wake_libraries(device, model.place.dtype)
+                if place.kernels_ahead is not None:
+                    with start_up.phase("kernels"):
+                        place.kernels_ahead.wait()
         with start_up.phase("graphs"):
             runner.prepare()
         return runner
-
-
-def _kind(config: EngineConfig, model_config: ModelConfig) -> str:
-    """What of the settings decides about kernels, or may."""
-    sizes = (config.block_size, config.max_num_seqs, config.max_num_batched_tokens)
-    return repr((model_config, config.dtype, *sizes, config.deterministic))
 
 
 def _wake_libraries(device: torch.device, dtype: torch.dtype) -> None:
     """Has cuBLAS make its handle and workspace and Triton imported beside the weights' loading."""
     import torch
 
-    from ..kernels import triton_compile  # noqa: F401  for Triton's time
+    from ..kernels import triton_products  # noqa: F401  for Triton's time
 
     square = torch.ones(256, 256, dtype=dtype, device=device)
     torch.mm(square, square)

@@ -18,8 +18,6 @@ CAPTURE_SHARE = 0.1
 """Of the time while there is work: after a capture that took t seconds the next one waits for t / CAPTURE_SHARE."""
 WANTED_BEFORE_CAPTURE = 3
 """Steps that must have asked for a size while there is work."""
-START_CAPTURE_S = 0.5
-"""Before the engine is ready; the small decode steps that every first request needs."""
 REST_BEFORE_CAPTURE_S = 0.1
 """Without a step, before an engine counts as idle: the next request of a client that waits for each answer comes sooner."""
 DECODE_SLACK = 4
@@ -77,8 +75,9 @@ class GraphSchedule:
         return next((size for size in (*self._decodes[::-1], *self._mixed[::-1]) if self._may_capture(size)), None)
 
     def at_start(self) -> tuple[StepSize, ...]:
-        """What to capture before the engine is ready, most useful first, as long as START_CAPTURE_S last."""
-        return self._decodes
+        """What to capture before the engine is ready: with two graphs every decode step of up to ALWAYS_SLACK_ROWS has one."""
+        most = max((size for size in self._decodes if size.num_rows <= ALWAYS_SLACK_ROWS), default=self._decodes[0])
+        return tuple(dict.fromkeys((self._decodes[0], most)))
 
     def note_captured(self, size: StepSize, took_s: float) -> None:
         """A graph for the size can be run."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .graph_schedule import START_CAPTURE_S, GraphSchedule
+from .graph_schedule import GraphSchedule
 from .progress import format_bytes
 from .step_program import StepProgram
 from .step_sizes import StepSize, StepSizes
@@ -81,11 +81,8 @@ class StepGraphs:
         return self._schedule.missing() is not None
 
     def capture_at_start(self) -> None:
-        """Captures the first decode sizes, for START_CAPTURE_S at most and the time of one capture."""
-        until_s = self._clock() + START_CAPTURE_S
+        """Captures what first requests need; the rest follows when there is time."""
         for size in self._schedule.at_start():
-            if self._clock() >= until_s:
-                return
             self._try_capture(size)
 
     def _try_capture(self, size: StepSize) -> bool:

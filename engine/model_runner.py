@@ -59,7 +59,8 @@ class ModelRunner:
         before it mean nothing on the CPU: CUDA graphs; keys that several requests share are read once, which makes how a
         request's attention is rounded depend on the others, so never if deterministic; `timer` records when steps ran.
         """
-        self._device, self._is_cuda = device, device.type == "cuda"
+        # On meta kernels can be found, as they are launched on CUDA, and none can run.
+        self._device, self._is_cuda = device, device.type in ("cuda", "meta")
         self._pads = self._is_cuda
         self._eos_token_ids = model_config.eos_token_ids
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -117,11 +118,11 @@ class ModelRunner:
         return self._graphs is not None and self._graphs.capture_missing()
 
     def kernel_calls(self) -> Sequence[Callable[[], object]]:
-        """Calls that launch every kernel that steps do, at their usual sizes; their results mean nothing."""
+        """Calls that launch every kernel that steps do, at their usual sizes, large ones first; their results mean nothing."""
         sizes = self._sizes.usual + (self._sizes.powers_of_two if self._is_deterministic else ())
         if self._sharing is not None:
             sizes += tuple(replace(size, has_shared=True) for size in sizes)
-        return [lambda size=size: self._program.launch_kernels(size) for size in sizes]  # type: ignore[misc]
+        return [lambda size=size: self._program.launch_kernels(size) for size in sorted(sizes, reverse=True)]  # type: ignore[misc]
 
     def _launch(self, plan: StepPlan) -> LaunchedStep:
         assert plan.num_tokens <= self._max_num_batched_tokens

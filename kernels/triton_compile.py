@@ -1,66 +1,107 @@
-"""Triton kernels compiled ahead of their first use, several at once, without running any of them.
+"""Triton kernels found and compiled before their first launch, without running any of them, and without a device.
 
-What to compile is found by making the calls that launch the kernels, with tensors that have shapes and no memory
-(FakeTensorMode): every launch on the way is turned into a compilation of exactly that specialisation. Compiling works mostly
-without the interpreter's lock, so threads are enough.
+What to compile is found by making the calls that launch the kernels, with tensors on device "meta", which have shapes and no
+memory, and which say in the meantime that they are on CUDA: every launch on the way names exactly one specialisation, which can
+then be compiled into Triton's cache on disk. Compiling holds the interpreter's lock for most of its time: what is to go faster
+is shared out between processes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped, unused-ignore]
+from triton.backends.nvidia import driver as nvidia  # type: ignore[import-untyped, unused-ignore]
+from triton.runtime.driver import driver  # type: ignore[import-untyped, unused-ignore]
 from triton.runtime.jit import JITFunction, MockTensor  # type: ignore[import-untyped, unused-ignore]
 
-MAX_THREADS = 12
+WARP_SIZE = 32
+_IS_CUDA = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 
 
-def compile_ahead(calls: Sequence[Callable[[], object]], *, loads: bool = True) -> int:
-    """Compiles, or finds in the cache, every kernel that the calls launch; returns how many there are.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProperties:
+    """What kernels ask of torch.cuda.get_device_properties."""
 
-    Each call makes its tensors itself, on CUDA; real tensors that it uses (a model's weights) are not touched. It must not
-    depend on any tensor's values, and nobody else may launch kernels in the meantime. `loads`: onto the current device, too,
-    with their launchers, which is what a first launch would wait for. Raises whatever a call or a compilation raises.
+    major: int
+    minor: int
+    multi_processor_count: int
+    shared_memory_per_block_optin: int
+    """Bytes."""
+
+
+def pretend_device(properties: DeviceProperties) -> None:
+    """From now on Triton compiles for such a device, and torch.cuda describes it: for a process that is to have none."""
+    driver.set_active(_AbsentDevice(properties))
+    torch.cuda.get_device_capability = lambda device=None: (properties.major, properties.minor)
+    torch.cuda.get_device_properties = lambda device=None: properties  # type: ignore[assignment, return-value]
+
+
+def find_kernels(calls: Sequence[Callable[[], object]]) -> list[Callable[[], object]]:
+    """What compiles into Triton's cache, or finds there, each of the kernels that the calls launch, in a fixed order.
+
+    First comes Triton's own part of the driver, which is compiled when it is first used. Fails where there is no libcuda.
+    The calls use tensors on "meta" and must not depend on any tensor's values; nobody else may launch kernels in the meantime.
+    Raises whatever a call raises.
     """
-    kernels: dict[int, Any] = {}
-    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
-        with FakeTensorMode(allow_non_fake_inputs=True), triton.AsyncCompileMode(pool), _launches_only_compile(kernels):
-            for call in calls:
-                call()
-        compiled = {id(kernel): kernel for kernel in map(_result, kernels.values())}
-        if loads:
-            list(pool.map(_load, compiled.values()))
-    return len(compiled)
+    with _MetaIsCuda(), _Finding() as finding, _launches_only_compile():
+        for call in calls:
+            call()
+    found = finding.found.values()
+    return [nvidia.CudaUtils, *(lambda compile_one=compile_one: _build_launcher(compile_one()) for compile_one in found)]
 
 
-def fingerprint() -> str:
-    """Of everything that decides about compiled kernels beside their arguments: their source, Triton, the device."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return f"{digest.hexdigest()} {triton.__version__} {torch.cuda.get_device_name()}"
+class _Finding(triton.AsyncCompileMode):  # type: ignore[misc, unused-ignore]
+    """Collects what launches would compile, by Triton's key, in place of compiling it."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.found: dict[str, Callable[[], Any]] = {}
+
+    def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: object) -> None:
+        self.found.setdefault(key, compile_fn)
+
+
+class _MetaIsCuda(TorchFunctionMode):
+    """Tensors without memory say that they are on CUDA, so that calls go where a GPU's would go."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _IS_CUDA:
+            return bool(args[0].is_meta)
+        return func(*args, **(kwargs or {}))
+
+
+class _AbsentDevice:
+    """Stands in for Triton's driver."""
+
+    def __init__(self, properties: DeviceProperties) -> None:
+        self._target = GPUTarget("cuda", 10 * properties.major + properties.minor, WARP_SIZE)
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
 @contextlib.contextmanager
-def _launches_only_compile(kernels: dict[int, Any]) -> Iterator[None]:
-    """Has launches compile in place of running; collects the compiled kernels, or promises of them, by identity."""
+def _launches_only_compile() -> Iterator[None]:
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         arguments = [_without_memory(argument) for argument in args]
         named = {name: _without_memory(value) for name, value in options.items()}
-        kernel = run(self, *arguments, grid=grid, warmup=True, **named)
-        kernels[id(kernel)] = kernel
-        return kernel
+        return run(self, *arguments, grid=grid, warmup=True, **named)
 
     JITFunction.run = compile_only
     try:
@@ -69,14 +110,23 @@ def _launches_only_compile(kernels: dict[int, Any]) -> Iterator[None]:
         JITFunction.run = run
 
 
+class _Pointer(MockTensor):  # type: ignore[misc, unused-ignore]
+    """What the compiler may know of a tensor: its dtype and whether it begins at a multiple of 16 bytes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor.dtype)
+        # What torch's allocator hands out is aligned; views begin somewhere in it.
+        self._offset_bytes = int(tensor.storage_offset()) * tensor.element_size()
+
+    def data_ptr(self) -> int:
+        return self._offset_bytes
+
+
 def _without_memory(argument: Any) -> Any:
-    """What the compiler may know of a tensor: its dtype, and that it begins at a multiple of 16 bytes."""
-    return MockTensor(argument.dtype) if isinstance(argument, Tensor) else argument
+    return _Pointer(argument) if isinstance(argument, Tensor) else argument
 
 
-def _result(kernel: Any) -> Any:
-    return kernel.result() if isinstance(kernel, triton.FutureKernel) else kernel
-
-
-def _load(kernel: Any) -> None:
-    kernel.run  # noqa: B018  a property that loads the kernel and builds its launcher
+def _build_launcher(kernel: Any) -> None:
+    """Some versions of Triton compile C for each signature, too, when a kernel is first launched."""
+    if hasattr(nvidia, "make_launcher"):
+        nvidia.CudaLauncher(kernel.src, kernel.metadata)

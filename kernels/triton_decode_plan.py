@@ -25,6 +25,8 @@ MAX_SPLITS = 16
 SPLIT_BYTES = 128 * 1024
 """Keys and values of one KV head in the smallest split, in 16-bit numbers."""
 _ROWS_PER_PROGRAM = 16
+_MIN_ROWS = 256
+"""That a program loads, so that few versions of the kernel are compiled; loads of rows that are not there cost nothing."""
 
 
 def min_split_keys(head_dim: int) -> int:
@@ -200,7 +202,7 @@ def plan_attention(
         MAX_QUERY_LEN=MAX_DECODE_QUERY_LEN,
         TILE_TOKENS=tile_tokens,
         HAS_SHARED=batch.shared is not None,
-        ALL_ROWS=triton.next_power_of_2(num_rows),
+        ALL_ROWS=max(_MIN_ROWS, triton.next_power_of_2(num_rows)),
         ROWS=_ROWS_PER_PROGRAM,
         COLUMNS=triton.next_power_of_2(num_tiles * MAX_SPLITS),
         num_warps=4,

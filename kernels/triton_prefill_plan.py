@@ -13,6 +13,8 @@ from .prefill_work import choose_tile_rows, max_prefill_tiles
 
 _COMPARISONS = 4096
 """Pairs of tile and row that a program holds in registers at a time."""
+_FEW_ROWS, _MANY_ROWS = 64, 256
+"""That a program compares with, so that few versions of the kernel are compiled."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -76,7 +78,7 @@ def list_tiles(batch: AttentionBatch, group: int, tile_rows: int) -> PrefillWork
     queries = tile_rows // group
     max_tiles = max_prefill_tiles(num_tokens, num_rows, queries)
     tiles = torch.zeros((max_tiles, 4), dtype=torch.int32, device=batch.query_start.device)
-    block_rows = triton.next_power_of_2(num_rows)
+    block_rows = _FEW_ROWS if num_rows <= _FEW_ROWS else max(_MANY_ROWS, triton.next_power_of_2(num_rows))
     _plan_kernel[(num_rows,)](
         tiles,
         batch.query_start,

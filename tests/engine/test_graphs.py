@@ -140,14 +140,10 @@ def test_sizes_are_captured_as_they_are_wanted_within_their_share_of_time(monkey
     assert [*graphs_of(driver)._captured] == [StepSize(4, 4, True)]
 
 
-def test_captures_at_start_are_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "START_CAPTURE_S", 0.0)
+def test_two_graphs_at_start_serve_all_small_decode_steps() -> None:
     driver = Driver(device="cuda")
     driver.runner.prepare()
-    assert graphs_of(driver)._captured == {}
-    monkeypatch.setattr(graphs, "START_CAPTURE_S", 60.0)
-    driver.runner.prepare()
-    assert [size.num_rows for size in graphs_of(driver)._captured] == [1, 2, 4, 6]
+    assert [size.num_rows for size in graphs_of(driver)._captured] == [1, 6]
 
 
 def test_no_more_is_captured_when_the_memory_is_used_up(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +15,6 @@ from penstock.engine.build import load_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.errors import EngineStartError
 from penstock.engine.kernel_cache import keep_kernels
-from penstock.engine.kernels_ahead import compile_kernels
 from penstock.engine.plan import PendingStep, StepPlan, StepResult
 from penstock.engine.start_up import StartUp, process_age_s
 from penstock.engine.toy_config import ToyConfig
@@ -130,41 +127,3 @@ def test_where_nothing_can_be_written_kernels_go_with_the_process(tmp_path: Path
     )
     assert "set TRITON_CACHE_DIR" in child.stderr
     assert not Path(child.stdout.strip()).exists()
-
-
-class KernelRunner:
-    """Counts how often it is asked what it launches."""
-
-    def __init__(self) -> None:
-        self.num_asked = 0
-
-    def kernel_calls(self) -> Sequence[Callable[[], object]]:
-        self.num_asked += 1
-        return []
-
-
-def test_kernels_are_compiled_ahead_once_for_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    triton_compile: Any = pytest.importorskip("penstock.kernels.triton_compile")
-    compiled: list[object] = []
-    monkeypatch.setattr(triton_compile, "fingerprint", lambda: "these")
-    monkeypatch.setattr(triton_compile, "compile_ahead", compiled.append)
-    runner, environment = KernelRunner(), {"TRITON_CACHE_DIR": str(tmp_path / "triton")}
-    for kind in ("a", "a", "b", "a"):
-        compile_kernels(runner, kind, environment)
-    compile_kernels(object(), "c", environment)
-    assert (runner.num_asked, compiled) == (2, [[], []])
-
-
-def test_a_failure_to_compile_ahead_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    triton_compile: Any = pytest.importorskip("penstock.kernels.triton_compile")
-
-    def fail(calls: object) -> None:
-        raise RuntimeError("out of registers")
-
-    monkeypatch.setattr(triton_compile, "fingerprint", lambda: "these")
-    monkeypatch.setattr(triton_compile, "compile_ahead", fail)
-    compile_kernels(KernelRunner(), "a", {"TRITON_CACHE_DIR": str(tmp_path)})
-    assert "Kernels could not be compiled ahead: RuntimeError: out of registers" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == []  # noqa: PTH208

@@ -48,7 +48,13 @@ def test_every_tensor_arrives(
 @pytest.mark.gpu
 def test_the_driver_makes_a_context_that_torch_uses() -> None:
     start_up = StartUp()
-    begin_cuda_context(start_up).join(30)
+    context = begin_cuda_context(start_up)
+    context.thread.join(30)
+    properties, device = torch.cuda.get_device_properties(0), context.device.result(0)
+    assert device is not None
+    assert (device.name, device.major, device.minor) == (properties.name, properties.major, properties.minor)
+    assert device.num_multiprocessors == properties.multi_processor_count
+    assert device.shared_bytes == properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
     assert start_up.seconds["CUDA context"] > 0
     assert float(torch.ones(3, device="cuda").sum()) == 3
 
