@@ -9,6 +9,9 @@ from types import FrameType
 from typing import TextIO, cast
 
 
+_IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
+
+
 def main() -> int:
     """Runs one command and returns its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -25,7 +28,15 @@ def main() -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Until a command handles signals by itself it has nothing to finish."""
+    """Until a command handles signals by itself it has nothing to finish.
+
+    In the middle of an import it goes without unwinding: modules wrap or swallow what is raised in them, and the process would
+    end with a traceback or not at all.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_MACHINERY:
+            os._exit(0)
+        frame = frame.f_back
     raise SystemExit(0)
 
 

@@ -138,6 +138,25 @@ def test_a_signal_during_the_imports_ends_quietly_with_0(number: signal.Signals)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
+def test_a_signal_that_a_module_wraps_in_its_own_error_ends_quietly_too(tmp_path: Path) -> None:
+    (tmp_path / "wrapping.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except BaseException as error:\n"
+        "    raise RuntimeError('the module cannot be made') from error\n"
+    )
+    program = (
+        "import signal, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from penstock.__main__ import _leave\n"
+        "signal.signal(signal.SIGTERM, _leave)\n"
+        "import wrapping\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE_S, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
 @pytest.fixture
 def start(no_process_left: str, tmp_path: Path) -> Iterator[Start]:
     """Starts `penstock ARGUMENTS`, its stderr going to tmp_path/stderr."""
