@@ -8,7 +8,6 @@ import sys
 from types import FrameType
 from typing import TextIO, cast
 
-
 _IMPORT_MACHINERY = "<frozen importlib._bootstrap>"
 
 
