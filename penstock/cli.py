@@ -142,6 +142,8 @@ def _frontend(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--listen-fd", type=int, metavar="FD", help="an inherited listening socket, in place of --host and --port"
     )
+    parser.add_argument("--board-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
     flags = parser.parse(arguments)
     config = frontend_config(parser, flags, flags.socket_dir, os.environ.get(API_KEY_VARIABLE, ""))
     if flags.frontends > 1 and flags.listen_fd is not None:

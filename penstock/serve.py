@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from .engine.config import EngineConfig
 from .flags import engine_arguments, frontend_arguments
+from .frontend.board import make_board
 from .frontend.config import FrontendConfig
 from .listener import is_public, server_url
 from .processes import ChildCommand
@@ -30,7 +31,7 @@ class ServeConfig:
     num_frontends: int
 
 
-def plan_server(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str]) -> ServerPlan:
+def plan_server(config: ServeConfig, listener: socket.socket, board_fd: int, environment: Mapping[str, str]) -> ServerPlan:
     """The commands of the children. Keys are in the frontends' environment only, and on no command line."""
     program = (sys.executable, "-P", "-m", "penstock")  # -P: the working directory may hold a folder called torch
     parent = f"--parent-pid={os.getpid()}"
@@ -39,13 +40,19 @@ def plan_server(config: ServeConfig, listener: socket.socket, environment: Mappi
     with_keys = without_keys | ({API_KEY_VARIABLE: ",".join(api_keys)} if api_keys else {})
     frontends = []
     for number in range(config.num_frontends):
-        frontend = replace(config.frontend, name=f"{config.frontend.name}-{number}", listen_fd=listener.fileno())
+        frontend = replace(
+            config.frontend,
+            name=f"{config.frontend.name}-{number}",
+            listen_fd=listener.fileno(),
+            board_fd=board_fd,
+            number=number,
+        )
         frontends.append(
             ChildCommand(
                 name=frontend.name,
                 arguments=(*program, "frontend", parent, *frontend_arguments(frontend)),
                 environment=with_keys,
-                inherited_fds=(listener.fileno(),),
+                inherited_fds=(listener.fileno(), board_fd),
             )
         )
     engine = None
@@ -63,7 +70,8 @@ def plan_server(config: ServeConfig, listener: socket.socket, environment: Mappi
 
 def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str], say: Callable[[str], None]) -> int:
     """Serves until a signal comes; returns the exit code."""
-    plan = plan_server(config, listener, environment)
+    board_fd = make_board(config.num_frontends)
+    plan = plan_server(config, listener, board_fd, environment)
     frontends = "1 frontend" if config.num_frontends == 1 else f"{config.num_frontends} frontends"
     engine = f"the engine with {config.engine.model or 'the demo model'}, and " if config.engine is not None else ""
     say(f"starting {engine}{frontends} on {plan.url}")
@@ -73,4 +81,7 @@ def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str
     async def run() -> int:
         return await Supervisor(plan, say).run()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        os.close(board_fd)

@@ -51,9 +51,9 @@ def connections(url: str, count: int, *, at_once: bool) -> Iterator[float]:
 def num_sockets(pid: int) -> int:
     """Open sockets of a process."""
     num = 0
-    for entry in os.scandir(f"/proc/{pid}/fd"):
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            num += os.readlink(entry.path).startswith("socket:")
+            num += str(entry.readlink()).startswith("socket:")
     return num
 
 

@@ -8,6 +8,7 @@ from penstock.listener import listen
 from penstock.serve import ServeConfig, plan_server
 
 SOCKET_DIR = Path("/run/penstock")
+BOARD_FD = 77
 
 
 def test_the_plan_has_an_engine_and_frontends_on_one_socket() -> None:
@@ -17,15 +18,15 @@ def test_the_plan_has_an_engine_and_frontends_on_one_socket() -> None:
         num_frontends=3,
     )
     with listen("127.0.0.1", 0) as listener:
-        plan = plan_server(config, listener, {"HOME": "/home"})
+        plan = plan_server(config, listener, BOARD_FD, {"HOME": "/home"})
         fd = listener.fileno()
     assert plan.engine is not None
     assert {"engine", "--model=X", f"--socket-dir={SOCKET_DIR}"} <= set(plan.engine.arguments)
     assert plan.engine.inherited_fds == ()
     assert [frontend.name for frontend in plan.frontends] == ["frontend-0", "frontend-1", "frontend-2"]
     for frontend in plan.frontends:
-        assert {"frontend", f"--listen-fd={fd}", f"--name={frontend.name}"} <= set(frontend.arguments)
-        assert frontend.inherited_fds == (fd,)
+        assert {"frontend", f"--listen-fd={fd}", f"--board-fd={BOARD_FD}", f"--name={frontend.name}"} <= set(frontend.arguments)
+        assert frontend.inherited_fds == (fd, BOARD_FD)
         assert frontend.environment == {"HOME": "/home"}
 
 
@@ -36,7 +37,7 @@ def test_keys_are_in_the_environment_of_the_frontends_and_nowhere_else() -> None
         num_frontends=1,
     )
     with listen("127.0.0.1", 0) as listener:
-        plan = plan_server(config, listener, {"PENSTOCK_API_KEY": "secret-2"})
+        plan = plan_server(config, listener, BOARD_FD, {"PENSTOCK_API_KEY": "secret-2"})
     assert plan.frontends[0].environment == {"PENSTOCK_API_KEY": "secret-1,secret-2"}
     assert plan.engine is not None
     assert plan.engine.environment == {}
