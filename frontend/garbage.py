@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 
-THRESHOLDS = (50_000, 20, 100)
+THRESHOLDS = (10_000, 100, 100)
 """Python's own are 700, 10, 10."""
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from .cores import Division, divide
 from .engine.config import EngineConfig
 from .flags import engine_arguments, frontend_arguments
 from .frontend.board import make_board
@@ -29,6 +30,8 @@ class ServeConfig:
     """None: it runs under another supervisor."""
     frontend: FrontendConfig
     num_frontends: int
+    pins_cores: bool = False
+    """Each frontend has a core, and the engine those that are left."""
 
 
 def plan_server(config: ServeConfig, listener: socket.socket, board_fd: int, environment: Mapping[str, str]) -> ServerPlan:
@@ -53,12 +56,14 @@ def plan_server(config: ServeConfig, listener: socket.socket, board_fd: int, env
                 arguments=(*program, "frontend", parent, *frontend_arguments(frontend)),
                 environment=with_keys,
                 inherited_fds=(listener.fileno(), board_fd),
+                cores=division.frontends[number] if division is not None else (),
             )
         )
     engine = None
     if config.engine is not None:
         arguments = (*program, "engine", parent, *engine_arguments(config.engine))
-        engine = ChildCommand(name="the engine", arguments=arguments, environment=without_keys)
+        cores = division.engine if division is not None else ()
+        engine = ChildCommand(name="the engine", arguments=arguments, environment=without_keys, cores=cores)
     return ServerPlan(
         engine=engine,
         frontends=tuple(frontends),
@@ -71,7 +76,7 @@ def plan_server(config: ServeConfig, listener: socket.socket, board_fd: int, env
 def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str], say: Callable[[str], None]) -> int:
     """Serves until a signal comes; returns the exit code."""
     board_fd = make_board(config.num_frontends)
-    plan = plan_server(config, listener, board_fd, environment)
+    plan = plan_server(config, listener, board_fd, environment, _division(config, say))
     frontends = "1 frontend" if config.num_frontends == 1 else f"{config.num_frontends} frontends"
     engine = f"the engine with {config.engine.model or 'the demo model'}, and " if config.engine is not None else ""
     say(f"starting {engine}{frontends} on {plan.url}")
@@ -85,3 +90,15 @@ def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str
         return asyncio.run(run())
     finally:
         os.close(board_fd)
+
+
+def _division(config: ServeConfig, say: Callable[[str], None]) -> Division | None:
+    if not config.pins_cores:
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    division = divide(cores, config.num_frontends)
+    if division is None:
+        say(
+            f"warning: --pin-cores has no effect, {config.num_frontends} frontends and an engine need more cores than {len(cores)}"
+        )
+    return division
