@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from ..ipc.messages import LEASE_TIMEOUT_S, Ready
+from ..ipc.messages import Ready
 from .board import Place, Presence
 from .chat_template import TemplateError
 from .config import FrontendConfig
@@ -17,6 +17,9 @@ from .errors import Unavailable
 from .known_fields import UndeclaredFields
 from .served_model import ServedModel
 from .token_pieces import TextError
+
+WAITS_FOR_OTHERS_S = 5.0
+"""A frontend that is ready says so when the others are, or after this long."""
 
 
 class Service:
@@ -64,7 +67,7 @@ class Service:
         """
         if not self.client.is_ready or self.is_draining:
             return False
-        return self.place.all_ready or time.monotonic() - self._ready_since_s > LEASE_TIMEOUT_S
+        return self.place.all_ready or time.monotonic() - self._ready_since_s > WAITS_FOR_OTHERS_S
 
     def ready_model(self) -> ServedModel:
         """The model, if the engine is there. Raises Unavailable."""

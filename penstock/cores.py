@@ -14,7 +14,7 @@ ENGINE_CORES = 2
 
 
 def num_usable() -> int:
-    """Cores this process may keep busy: those of its affinity mask, and no more than its control groups' quota gives time for."""
+    """Cores this process may keep busy: those of its affinity mask, as far as its control groups' quota lets it."""
     return max(1, int(min([len(os.sched_getaffinity(0)), *_quotas(_own_group(), Path("/sys/fs/cgroup"))])))
 
 

@@ -34,7 +34,13 @@ class ServeConfig:
     """Each frontend has a core, and the engine those that are left."""
 
 
-def plan_server(config: ServeConfig, listener: socket.socket, board_fd: int, environment: Mapping[str, str]) -> ServerPlan:
+def plan_server(
+    config: ServeConfig,
+    listener: socket.socket,
+    board_fd: int,
+    environment: Mapping[str, str],
+    division: Division | None = None,
+) -> ServerPlan:
     """The commands of the children. Keys are in the frontends' environment only, and on no command line."""
     program = (sys.executable, "-P", "-m", "penstock")  # -P: the working directory may hold a folder called torch
     parent = f"--parent-pid={os.getpid()}"
@@ -98,7 +104,5 @@ def _division(config: ServeConfig, say: Callable[[str], None]) -> Division | Non
     cores = sorted(os.sched_getaffinity(0))
     division = divide(cores, config.num_frontends)
     if division is None:
-        say(
-            f"warning: --pin-cores has no effect, {config.num_frontends} frontends and an engine need more cores than {len(cores)}"
-        )
+        say(f"warning: --pin-cores has no effect, {len(cores)} cores are too few for {config.num_frontends} frontends")
     return division
