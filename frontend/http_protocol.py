@@ -29,7 +29,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _is_in_head = True
     _head_timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, *, on_lost: Callable[[asyncio.BaseProtocol], None], **uvicorns: Any) -> None:
+    def __init__(self, *, on_lost: Callable[[asyncio.BaseProtocol], None] = lambda _: None, **uvicorns: Any) -> None:
         """`on_lost` is called with this protocol when its connection is gone; the rest is uvicorn's."""
         super().__init__(**uvicorns)
         self._on_lost = on_lost
