@@ -39,7 +39,7 @@ class Acceptor:
         self._make_protocol = make_protocol
         self._waiting = select.poll()
         self._waiting.register(listener, select.POLLIN)
-        self._deferrals: dict[int, tuple[Entry, float]] = {}
+        self._deferrals: dict[int, tuple[Entry, float]] = {}  # whom it gives way to, by number, and since when
         self._timer: asyncio.TimerHandle | None = None
         self._held: set[asyncio.BaseProtocol] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -69,7 +69,7 @@ class Acceptor:
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
-                self._deferrals.clear()
+                self._nothing_waits()
                 return
             except ConnectionAbortedError:
                 continue
@@ -115,7 +115,14 @@ class Acceptor:
         if self._waiting.poll(0):
             self._accept()
         else:
-            self._deferrals.clear()
+            self._nothing_waits()
+
+    def _nothing_waits(self) -> None:
+        """Somebody has taken it: only those who let an earlier connection wait too long stay left out."""
+        now_s = self._loop.time()
+        self._deferrals = {
+            number: deferral for number, deferral in self._deferrals.items() if now_s - deferral[1] >= PATIENCE_S
+        }
 
     def _open(self, connection: socket.socket) -> None:
         connection.setblocking(False)

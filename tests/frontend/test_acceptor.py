@@ -96,9 +96,14 @@ async def test_one_that_hangs_is_waited_for_once_and_then_left_out(listener: soc
             await until(lambda: first.num_held == 2)
             waited_s = asyncio.get_running_loop().time() - begin_s
             assert waited_s >= PATIENCE_S
+            assert not first.acceptor._defers()
+            await asyncio.sleep(2 * PATIENCE_S)
+            assert not first.acceptor._defers(), "it is waited for again"
             with connected(listener, 100):
                 await until(lambda: first.num_held == 102)
-    assert hung.num_held == 0
+            hung.place.show_connections(1)
+            assert first.acceptor._defers()
+    assert hung.num_held == 1
 
 
 async def test_one_that_is_not_ready_lets_a_ready_one_take_it(listener: socket.socket, frontends: list[Frontend]) -> None:
