@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -27,10 +28,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in turn"])
 @pytest.mark.parametrize(("count", "most", "fewest"), [(8, 4, 1), (64, 26, 8), (512, 180, 80)])
 def test_connections_are_shared_fairly(server: Server, count: int, most: int, fewest: int, at_once: bool) -> None:
-    held, _ = shares(server, count, at_once=at_once)
-    assert sum(held) == count
-    assert max(held) <= most
-    assert min(held) >= fewest
+    rounds = [shares(server, count, at_once=at_once)[0] for _ in range(3)]
+    assert [sum(held) for held in rounds] == [count] * 3
+    # Medians: on a busy machine one of them may not run for longer than the others wait for it.
+    assert statistics.median(map(max, rounds)) <= most
+    assert statistics.median(map(min, rounds)) >= fewest
 
 
 def test_a_frontend_that_hangs_leaves_its_share_to_the_others(server: Server) -> None:
