@@ -17,6 +17,10 @@ class FrontendConfig:
     """Bound by the frontend itself where `listen_fd` is None."""
     listen_fd: int | None = None
     """A listening TCP socket inherited from the supervisor, shared by all frontends."""
+    board_fd: int | None = None
+    """What frontends know of each other (`frontend/board.py`), inherited from the supervisor; None: there are no others."""
+    number: int = 0
+    """This frontend's place on the board."""
     name: str = "frontend"
     """Told apart in logs and metrics; the start of the identity on the engine's sockets."""
     api_keys: tuple[str, ...] = ()

@@ -37,11 +37,14 @@ class EngineClient:
         name: str,
         *,
         on_ready: Callable[[Ready], Awaitable[None]],
+        on_lost: Callable[[], None],
         http_responses: Mapping[str, int],
     ) -> None:
-        """`on_ready` loads the model of a new engine; `http_responses` are the totals that heartbeats carry."""
+        """`on_ready` loads the model of a new engine, `on_lost` is called when there may be none any more; `http_responses`
+        are the totals that heartbeats carry."""
         self._link = EngineLink(socket_dir, name, http_responses, self)
         self._load = on_ready
+        self._note_lost = on_lost
         self._open: dict[int, OpenRequest] = {}
         self._to_abort: dict[int, None] = {}
         self._streams_with_news: dict[RequestStream, None] = {}
@@ -127,6 +130,7 @@ class EngineClient:
         self._to_abort.update(dict.fromkeys(self._open))
         self._open.clear()
         self.on_messages_taken()
+        self._note_lost()
 
     def on_message(self, message: messages.Outputs | messages.Rejected | messages.Stats) -> None:
         """LinkUser: hands on to whom it concerns."""

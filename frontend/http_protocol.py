@@ -6,6 +6,8 @@ It offers applications a `DirectWriter`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -27,6 +29,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _is_in_head = True
     _head_timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *, on_lost: Callable[[asyncio.BaseProtocol], None] = lambda _: None, **uvicorns: Any) -> None:
+        """`on_lost` is called with this protocol when its connection is gone; the rest is uvicorn's."""
+        super().__init__(**uvicorns)
+        self._on_lost = on_lost
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_timer()
@@ -34,6 +41,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._on_lost(self)
 
     def data_received(self, data: bytes) -> None:
         if self._is_in_head:

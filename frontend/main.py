@@ -14,8 +14,11 @@ from collections.abc import Iterator
 import uvicorn
 import uvloop
 
+from .acceptor import Acceptor
 from .app import create_app
+from .board import Place
 from .config import FrontendConfig
+from .garbage import calm_collector
 from .http_protocol import BoundedHttpProtocol
 from .service import Service
 
@@ -53,9 +56,9 @@ async def serve(config: FrontendConfig, listener: socket.socket) -> int:
     def give_up() -> None:
         nonlocal exit_code
         exit_code = START_FAILED
-        server.should_exit = True
+        server.end()
 
-    service = Service(config, on_unusable_model=give_up)
+    service = Service(config, on_unusable_model=give_up, on_model_loaded=calm_collector)
     server = _Server(
         uvicorn.Config(
             create_app(config, service),
@@ -67,7 +70,8 @@ async def serve(config: FrontendConfig, listener: socket.socket) -> int:
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(config.shutdown_timeout_s) + _CLOSE_GRACE_S,
-        )
+        ),
+        service.place,
     )
     loop = asyncio.get_running_loop()
 
@@ -77,7 +81,7 @@ async def serve(config: FrontendConfig, listener: socket.socket) -> int:
             service.client.on_lost("the server is shutting down")
             return
         service.is_draining = True
-        server.should_exit = True
+        server.end()
         loop.call_later(config.shutdown_timeout_s, service.client.on_lost, "the server is shutting down")
 
     # A supervisor may have told its children to ignore the terminal's Ctrl-C: then it stays ignored.
@@ -89,11 +93,51 @@ async def serve(config: FrontendConfig, listener: socket.socket) -> int:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, which would raise the signal again at the end."""
+    """uvicorn without its signal handling, which would raise the signal again at the end, with an `Acceptor` of ours.
+
+    Its loop comes round once a second instead of ten times.
+    """
+
+    def __init__(self, config: uvicorn.Config, place: Place) -> None:
+        super().__init__(config)
+        self._place = place
+        self._ends = asyncio.Event()
+
+    def end(self) -> None:
+        """Begins the shutdown."""
+        self.should_exit = True
+        self._ends.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, and the sockets are listened to."""
+        await super().startup(sockets=[])
+        for listener in sockets or []:
+            self.servers.append(self._acceptor(listener))  # type: ignore[arg-type]  # it is only closed and waited for
+
+    async def main_loop(self) -> None:
+        """Keeps the Date header right until `end`."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ends.wait(), 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def _acceptor(self, listener: socket.socket) -> Acceptor:
+        loop = asyncio.get_running_loop()
+
+        def make_protocol() -> BoundedHttpProtocol:
+            return BoundedHttpProtocol(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=loop,
+                on_lost=acceptor.release,
+            )
+
+        acceptor = Acceptor(listener, self._place, make_protocol)
+        return acceptor
 
 
 def _listener(config: FrontendConfig) -> socket.socket:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 
 from ..ipc.messages import Ready
+from .board import Place, Presence
 from .chat_template import TemplateError
 from .config import FrontendConfig
 from .engine_client import EngineClient
@@ -16,34 +18,56 @@ from .known_fields import UndeclaredFields
 from .served_model import ServedModel
 from .token_pieces import TextError
 
+WAITS_FOR_OTHERS_S = 5.0
+"""A frontend that is ready says so when the others are, or after this long."""
+
 
 class Service:
     """One frontend's parts. `start` and `close` frame its life."""
 
-    def __init__(self, config: FrontendConfig, on_unusable_model: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: FrontendConfig,
+        on_unusable_model: Callable[[], None] = lambda: None,
+        on_model_loaded: Callable[[], None] = lambda: None,
+    ) -> None:
         """`on_unusable_model` is called when the files of the engine's model cannot be read: it will never be ready."""
         self.config = config
+        self._on_model_loaded = on_model_loaded
         self._on_unusable_model = on_unusable_model
         self.http_responses: Counter[str] = Counter()
         self.undeclared_fields = UndeclaredFields()
         self.is_draining = False
+        self.place = Place(config.board_fd, config.number)
         self.client = EngineClient(
-            config.socket_dir, config.name, on_ready=self._load_model, http_responses=self.http_responses
+            config.socket_dir,
+            config.name,
+            on_ready=self._load_model,
+            on_lost=self._show_presence,
+            http_responses=self.http_responses,
         )
         self._model: ServedModel | None = None
+        self._ready_since_s = 0.0
 
     async def start(self) -> None:
         """Begins to look for the engine; requests get a 503 until it has answered."""
+        self.place.show(Presence.NOT_READY)
         await self.client.start()
 
     async def close(self) -> None:
         """Ends what is still open and takes leave of the engine."""
         await self.client.close()
+        self.place.show(Presence.ABSENT)
 
     @property
     def is_ready(self) -> bool:
-        """A request would be served now."""
-        return self.client.is_ready and not self.is_draining
+        """A request would be served now, whichever frontend takes it.
+
+        The others are waited for in the beginning only: one that dies later, or never comes, does not stop the rest.
+        """
+        if not self.client.is_ready or self.is_draining:
+            return False
+        return self.place.all_ready or time.monotonic() - self._ready_since_s > WAITS_FOR_OTHERS_S
 
     def ready_model(self) -> ServedModel:
         """The model, if the engine is there. Raises Unavailable."""
@@ -61,6 +85,12 @@ class Service:
                 # Hides nothing: whatever the files hold that no reader expected is a broken file, and its name is told.
                 self._on_unusable_model()
                 raise ModelUnusable(f"cannot serve the model in {facts.model_dir}: {_reason(error)}") from error
+            self._on_model_loaded()
+        self._ready_since_s = time.monotonic()
+        self.place.show(Presence.READY)
+
+    def _show_presence(self) -> None:
+        self.place.show(Presence.NOT_READY if self.client.facts is None else Presence.READY)
 
 
 def _reason(error: Exception) -> str:

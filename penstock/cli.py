@@ -84,8 +84,13 @@ def _serve(arguments: Sequence[str]) -> int:
         VLLM_NOTE,
     )
     add_model_flags(parser)
-    add_http_flags(parser, several_frontends=True)
+    add_http_flags(parser, default_frontends="auto")
     add_engine_flags(parser)
+    parser.add_argument(
+        "--pin-cores",
+        action="store_true",
+        help="a core for each frontend and the others for the engine, where no other busy process has the same cores",
+    )
     add_vllm_flags(parser)
     flags = parser.parse(arguments)
     with _new_socket_dir() as socket_dir:
@@ -93,6 +98,7 @@ def _serve(arguments: Sequence[str]) -> int:
             engine=engine_config(parser, flags, socket_dir),
             frontend=frontend_config(parser, flags, socket_dir, os.environ.get(API_KEY_VARIABLE, "")),
             num_frontends=flags.frontends,
+            pins_cores=flags.pin_cores,
         )
         _warn(flags)
         return _listen_and_serve(config)
@@ -136,12 +142,14 @@ def _frontend(arguments: Sequence[str]) -> int:
         "%(prog)s --socket-dir DIR [flags]",
         "Runs frontends alone; they find the engine of the same --socket-dir.",
     )
-    add_http_flags(parser, several_frontends=True)
+    add_http_flags(parser)
     _add_process_flags(parser)
     parser.add_argument("--name", help="told apart in logs and metrics (default: frontend)")
     parser.add_argument(
         "--listen-fd", type=int, metavar="FD", help="an inherited listening socket, in place of --host and --port"
     )
+    parser.add_argument("--board-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
     flags = parser.parse(arguments)
     config = frontend_config(parser, flags, flags.socket_dir, os.environ.get(API_KEY_VARIABLE, ""))
     if flags.frontends > 1 and flags.listen_fd is not None:

@@ -7,6 +7,8 @@ import re
 from argparse import ArgumentTypeError
 from decimal import Decimal
 
+from .cores import frontends_for, num_usable
+
 LARGEST = 2**63 - 1
 MOST_REQUESTS = 65536
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,6})?)([kmgt]?)(i?b|i)?", re.IGNORECASE)
@@ -74,6 +76,11 @@ def seed(text: str) -> int:
 
 def process_count(text: str) -> int:
     return integer(1, 256, text)
+
+
+def frontend_count(text: str) -> int:
+    """A number of processes, or "auto": as many as suit the cores that this process may use."""
+    return frontends_for(num_usable()) if text.strip().lower() == "auto" else process_count(text)
 
 
 def fraction(text: str) -> float:

@@ -132,18 +132,17 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_http_flags(parser: argparse.ArgumentParser, *, several_frontends: bool = False) -> None:
-    """How the frontends serve; `several_frontends` for the command that starts them."""
+def add_http_flags(parser: argparse.ArgumentParser, *, default_frontends: str = "1") -> None:
+    """How the frontends serve, and how many there are."""
     group = parser.add_argument_group("HTTP")
-    if several_frontends:
-        group.add_argument(
-            "--frontends",
-            "--api-server-count",
-            type=flag_values.process_count,
-            default=1,
-            metavar="N",
-            help="HTTP processes (default: 1)",
-        )
+    group.add_argument(
+        "--frontends",
+        "--api-server-count",
+        type=flag_values.frontend_count,
+        default=default_frontends,
+        metavar="N",
+        help=f"HTTP processes; auto: as many as suit the cores (default: {default_frontends})",
+    )
     group.add_argument(
         "--host", type=flag_values.name, help=f"address to listen on (default: {FRONTEND.host}; 0.0.0.0 for all)"
     )

@@ -27,6 +27,8 @@ class ChildCommand:
     """Program and arguments."""
     environment: Mapping[str, str]
     inherited_fds: tuple[int, ...] = ()
+    cores: tuple[int, ...] = ()
+    """The CPU cores that it keeps to; empty: those of its parent."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -39,13 +41,17 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 async def start(command: ChildCommand) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         *command.arguments,
         stdin=asyncio.subprocess.DEVNULL,
         env=dict(command.environment),
         pass_fds=command.inherited_fds,
         start_new_session=True,
     )
+    if command.cores:
+        with contextlib.suppress(ProcessLookupError):  # it has died already
+            os.sched_setaffinity(process.pid, command.cores)  # its threads, which it has not started yet, inherit that
+    return process
 
 
 def terminate(process: asyncio.subprocess.Process) -> None:

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from .cores import Division, divide
 from .engine.config import EngineConfig
 from .flags import engine_arguments, frontend_arguments
+from .frontend.board import make_board
 from .frontend.config import FrontendConfig
 from .listener import is_public, server_url
 from .processes import ChildCommand
@@ -28,9 +30,17 @@ class ServeConfig:
     """None: it runs under another supervisor."""
     frontend: FrontendConfig
     num_frontends: int
+    pins_cores: bool = False
+    """Each frontend has a core, and the engine those that are left."""
 
 
-def plan_server(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str]) -> ServerPlan:
+def plan_server(
+    config: ServeConfig,
+    listener: socket.socket,
+    board_fd: int,
+    environment: Mapping[str, str],
+    division: Division | None = None,
+) -> ServerPlan:
     """The commands of the children. Keys are in the frontends' environment only, and on no command line."""
     program = (sys.executable, "-P", "-m", "penstock")  # -P: the working directory may hold a folder called torch
     parent = f"--parent-pid={os.getpid()}"
@@ -39,19 +49,27 @@ def plan_server(config: ServeConfig, listener: socket.socket, environment: Mappi
     with_keys = without_keys | ({API_KEY_VARIABLE: ",".join(api_keys)} if api_keys else {})
     frontends = []
     for number in range(config.num_frontends):
-        frontend = replace(config.frontend, name=f"{config.frontend.name}-{number}", listen_fd=listener.fileno())
+        frontend = replace(
+            config.frontend,
+            name=f"{config.frontend.name}-{number}",
+            listen_fd=listener.fileno(),
+            board_fd=board_fd,
+            number=number,
+        )
         frontends.append(
             ChildCommand(
                 name=frontend.name,
                 arguments=(*program, "frontend", parent, *frontend_arguments(frontend)),
                 environment=with_keys,
-                inherited_fds=(listener.fileno(),),
+                inherited_fds=(listener.fileno(), board_fd),
+                cores=division.frontends[number] if division is not None else (),
             )
         )
     engine = None
     if config.engine is not None:
         arguments = (*program, "engine", parent, *engine_arguments(config.engine))
-        engine = ChildCommand(name="the engine", arguments=arguments, environment=without_keys)
+        cores = division.engine if division is not None else ()
+        engine = ChildCommand(name="the engine", arguments=arguments, environment=without_keys, cores=cores)
     return ServerPlan(
         engine=engine,
         frontends=tuple(frontends),
@@ -63,7 +81,8 @@ def plan_server(config: ServeConfig, listener: socket.socket, environment: Mappi
 
 def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str, str], say: Callable[[str], None]) -> int:
     """Serves until a signal comes; returns the exit code."""
-    plan = plan_server(config, listener, environment)
+    board_fd = make_board(config.num_frontends)
+    plan = plan_server(config, listener, board_fd, environment, _division(config, say))
     frontends = "1 frontend" if config.num_frontends == 1 else f"{config.num_frontends} frontends"
     engine = f"the engine with {config.engine.model or 'the demo model'}, and " if config.engine is not None else ""
     say(f"starting {engine}{frontends} on {plan.url}")
@@ -73,4 +92,17 @@ def serve(config: ServeConfig, listener: socket.socket, environment: Mapping[str
     async def run() -> int:
         return await Supervisor(plan, say).run()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        os.close(board_fd)
+
+
+def _division(config: ServeConfig, say: Callable[[str], None]) -> Division | None:
+    if not config.pins_cores:
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    division = divide(cores, config.num_frontends)
+    if division is None:
+        say(f"warning: --pin-cores has no effect, {len(cores)} cores are too few for {config.num_frontends} frontends")
+    return division

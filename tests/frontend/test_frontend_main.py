@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from penstock.frontend.board import make_board
 from penstock.ipc.messages import FinishReason, Submit
 from tests.frontend.fake_engine import FakeEngine, never_finish
 from tests.frontend.harness import REPLY, until
@@ -134,6 +135,37 @@ async def test_an_inherited_socket_is_served(toy_model_dir: Path) -> None:
         assert response.json()["choices"][0]["message"]["content"] == "Hello, world!"
         frontend.process.terminate()
         assert await exit_code(frontend.process) == 0
+
+
+@pytest.mark.slow
+async def test_the_first_of_two_frontends_is_ready_when_the_late_one_is(toy_model_dir: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        board_fd = make_board(2)
+        stack.callback(os.close, board_fd)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-", dir="/tmp")))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        stack.enter_context(FakeEngine(directory, toy_model_dir, list(REPLY)))
+        flags: dict[str, object] = {"socket_dir": str(directory), "listen_fd": listener.fileno(), "board_fd": board_fd}
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        async def status() -> int:
+            async with httpx2.AsyncClient(base_url=url, timeout=20) as http:
+                return (await http.get("/readyz")).status_code
+
+        def begin(number: int) -> None:
+            process = start({**flags, "number": number}, (listener.fileno(), board_fd))
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+
+        begin(0)
+        async with httpx2.AsyncClient(base_url=url, timeout=20) as first:
+            while (await first.get("/v1/models")).status_code == 503:
+                await asyncio.sleep(0.05)
+            assert (await first.get("/readyz")).status_code == 503
+            begin(1)
+            while (await first.get("/readyz")).status_code == 503:
+                await asyncio.sleep(0.02)
+        assert [await status() for _ in range(8)] == [200] * 8
 
 
 def test_a_taken_port_is_one_clear_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from penstock.frontend import service
+from penstock.frontend.board import Place, Presence, make_board
 from penstock.ipc.messages import Metric, Sample
-from tests.frontend.harness import Frontend, error_of, until
+from tests.frontend.harness import Frontend, error_of, running_frontend, until
 
 
 async def test_the_models_are_listed_and_found(frontend: Frontend) -> None:
@@ -80,6 +84,21 @@ async def test_health_follows_the_engine(frontend: Frontend) -> None:
     frontend.engine.start()
     await until(lambda: frontend.service.is_ready)
     assert (await frontend.http.get("/readyz")).status_code == 200
+
+
+async def test_other_frontends_are_waited_for_in_the_beginning_only(
+    toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "WAITS_FOR_OTHERS_S", 0.2)
+    board_fd = make_board(2)
+    try:
+        async with running_frontend(toy_model_dir, board_fd=board_fd) as frontend:  # the other one never comes
+            other = Place(board_fd, 1)
+            for presence in (Presence.READY, Presence.NOT_READY, Presence.ABSENT):
+                other.show(presence)
+                assert (await frontend.http.get("/readyz")).status_code == 200
+    finally:
+        os.close(board_fd)
 
 
 async def test_a_draining_frontend_takes_nothing_new(frontend: Frontend) -> None:

@@ -19,7 +19,7 @@ SOCKET_DIR = Path("/run/penstock")
 def make_parser() -> flags.Parser:
     parser = flags.Parser("penstock test", "%(prog)s", "A test.")
     flags.add_model_flags(parser)
-    flags.add_http_flags(parser, several_frontends=True)
+    flags.add_http_flags(parser)
     flags.add_engine_flags(parser)
     add_vllm_flags(parser)
     return parser

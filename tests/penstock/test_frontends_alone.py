@@ -11,6 +11,8 @@ from penstock.frontend.config import FrontendConfig
 from penstock.listener import listen
 from penstock.serve import ServeConfig, plan_server
 
+BOARD_FD = 77
+
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[FrontendConfig]:
@@ -46,7 +48,7 @@ def test_a_frontend_for_everybody_without_a_key_says_so(
 def test_several_frontends_are_planned_without_an_engine(tmp_path: Path) -> None:
     config = ServeConfig(engine=None, frontend=FrontendConfig(socket_dir=tmp_path, name="web"), num_frontends=2)
     with listen("127.0.0.1", 0) as listener:
-        plan = plan_server(config, listener, {})
+        plan = plan_server(config, listener, BOARD_FD, {})
     assert plan.engine is None
     assert [frontend.name for frontend in plan.frontends] == ["web-0", "web-1"]
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from penstock.processes import describe_exit
+from penstock.processes import ChildCommand, describe_exit, start
 
 
 def test_a_process_whose_parent_has_gone_ends_at_once() -> None:
@@ -23,3 +25,16 @@ def test_a_process_whose_parent_has_gone_ends_at_once() -> None:
 )
 def test_exit_codes_have_words(code: int, words: str) -> None:
     assert describe_exit(code) == words
+
+
+async def test_a_child_keeps_to_its_cores_and_so_do_its_threads() -> None:
+    core = max(os.sched_getaffinity(0))
+    code = """if True:
+        import os, threading, time
+        while len(os.sched_getaffinity(0)) > 1:
+            time.sleep(0.01)
+        threading.Thread(target=lambda: os._exit(os.sched_getaffinity(0) != {%d})).start()
+    """
+    command = ChildCommand(name="x", arguments=(sys.executable, "-c", code % core), environment=os.environ, cores=(core,))
+    child = await start(command)
+    assert await asyncio.wait_for(child.wait(), 30) == 0
