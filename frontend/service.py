@@ -6,13 +6,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from ..ipc.messages import Ready
+from ..ipc.messages import Heartbeat, Ready
 from .chat_template import TemplateError
 from .config import FrontendConfig
 from .engine_client import EngineClient
 from .engine_link import ModelUnusable
 from .errors import Unavailable
 from .known_fields import UndeclaredFields
+from .prompt_encoder import TokenCounts
 from .served_model import ServedModel
 from .token_pieces import TextError
 
@@ -25,11 +26,10 @@ class Service:
         self.config = config
         self._on_unusable_model = on_unusable_model
         self.http_responses: Counter[str] = Counter()
+        self.token_counts = TokenCounts()
         self.undeclared_fields = UndeclaredFields()
         self.is_draining = False
-        self.client = EngineClient(
-            config.socket_dir, config.name, on_ready=self._load_model, http_responses=self.http_responses
-        )
+        self.client = EngineClient(config.socket_dir, config.name, on_ready=self._load_model, heartbeat=self._heartbeat)
         self._model: ServedModel | None = None
 
     async def start(self) -> None:
@@ -53,10 +53,14 @@ class Service:
             raise Unavailable("The model is not ready yet.")
         return self._model
 
+    def _heartbeat(self) -> Heartbeat:
+        counts = self.token_counts
+        return Heartbeat(dict(self.http_responses), {"encoded": counts.num_encoded, "reused": counts.num_reused})
+
     async def _load_model(self, facts: Ready) -> None:
         if self._model is None or self._model.facts != facts:
             try:
-                self._model = await asyncio.to_thread(ServedModel.load, facts)
+                self._model = await asyncio.to_thread(ServedModel.load, facts, self.token_counts)
             except Exception as error:
                 # Hides nothing: whatever the files hold that no reader expected is a broken file, and its name is told.
                 self._on_unusable_model()

@@ -76,6 +76,11 @@ def process_count(text: str) -> int:
     return integer(1, 256, text)
 
 
+def token_count(text: str) -> int:
+    """Tokens of one thing that is sent."""
+    return integer(1, 65536, text)
+
+
 def fraction(text: str) -> float:
     """A number above 0 and at most 1."""
     value = _number(text)
