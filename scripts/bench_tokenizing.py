@@ -54,18 +54,23 @@ _SPLIT = (
 Encode = Callable[[str], Awaitable[list[int]]]
 
 
-def words(num_words: int, draw: random.Random) -> list[str]:
-    """Made-up words of two to four syllables."""
-    return ["".join(draw.choices(_SYLLABLES, k=draw.randint(2, 4))) for _ in range(num_words)]
+def made_up_word(draw: random.Random) -> str:
+    """Of two to four syllables."""
+    return "".join(draw.choices(_SYLLABLES, k=draw.randint(2, 4)))
+
+
+WORDS = [made_up_word(random.Random(number)) for number in range(8000)]
+"""What is talked about; the large tokenizer knows them all."""
 
 
 def large_tokenizer(num_entries: int) -> Tokenizer:
-    """Byte-level BPE with so many entries: bytes, and all beginnings of made-up words; split as in Llama 3."""
+    """Byte-level BPE with so many entries: bytes, and all beginnings of words; split as in Llama 3."""
     vocab = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = []
-    draw = random.Random(0)
+    draw = random.Random(1)
+    listed = iter(WORDS)
     while len(vocab) < num_entries:
-        [word] = words(1, draw)
+        word = next(listed, None) or made_up_word(draw)
         text = "\u0120" + word
         for end in range(2, len(text) + 1):
             if text[:end] not in vocab and len(vocab) < num_entries:
@@ -81,7 +86,7 @@ def large_tokenizer(num_entries: int) -> Tokenizer:
 
 def text_of(num_tokens: int, tokenizer: Tokenizer, draw: random.Random) -> str:
     """Words that make about so many tokens."""
-    many = words(num_tokens, draw)
+    many = draw.choices(WORDS, k=num_tokens)
     num_words = num_tokens * len(many) // len(tokenizer.encode(" ".join(many)))
     return " ".join(many[:num_words])
 
