@@ -19,9 +19,9 @@ from .tokenizer import NO_FRAME, Frame, Tokenizer
 
 CACHE_BYTES = 32 << 20
 MAX_CUT_CHARS = 1 << 20
-"""Longer texts are tokenized whole: looking for where to cut them would hold the interpreter lock for too long."""
+"""What has more, all texts of a request together, is tokenized whole: cutting it would hold the interpreter lock for too long."""
 MAX_PARTS = 8192
-"""Texts of more parts are tokenized whole."""
+"""Of all texts of a request together; those that would be more are tokenized whole."""
 _LONG_TO_CUT_CHARS = 16 * LONG_TEXT_CHARS
 
 
@@ -58,21 +58,29 @@ class PromptEncoder:
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool, cache_salt: str = "") -> list[list[int]]:
         """What `Tokenizer.encode` says of each. What is known under one salt is not under another. Raises TextError."""
         frame = self._tokenizer.frame if add_special_tokens else NO_FRAME
-        is_long = sum(map(len, texts)) > _LONG_TO_CUT_CHARS
-        prompts = await off_loop_if(is_long, lambda: [self._parts(text, cache_salt, frame) for text in texts])
+        num_chars = sum(map(len, texts))
+        if frame is None or num_chars > MAX_CUT_CHARS:
+            prompts = [[_Part(text)] for text in texts]
+        else:
+            prompts = await off_loop_if(num_chars > _LONG_TO_CUT_CHARS, lambda: self._cut(texts, cache_salt))
         unknown = self._look_up(prompts)
         is_long = sum(len(part.text) for part in unknown) > LONG_TEXT_CHARS
         await off_loop_if(is_long, lambda: self._fill(prompts, add_special_tokens))
         self._keep(unknown)
         return [_joined(parts, frame or NO_FRAME) for parts in prompts]
 
-    def _parts(self, text: str, cache_salt: str, frame: Frame | None) -> list[_Part]:
-        """The text cut, or whole where cutting it would not do, or not help."""
-        parts = self._boundaries.cut(text) if frame is not None and len(text) <= MAX_CUT_CHARS else []
-        if not 1 < len(parts) <= MAX_PARTS:
-            return [_Part(text)]
+    def _cut(self, texts: Sequence[str], cache_salt: str) -> list[list[_Part]]:
+        """The texts in parts, or whole where there is nothing to cut them at, or too much."""
         digester = self._cache.digester(cache_salt)
-        return [_Part(part, digester.key(part)) for part in parts]
+        prompts, num_left = [], MAX_PARTS
+        for text in texts:
+            parts = self._boundaries.cut(text)
+            if 1 < len(parts) <= num_left:
+                num_left -= len(parts)
+                prompts.append([_Part(part, digester.key(part)) for part in parts])
+            else:
+                prompts.append([_Part(text)])
+        return prompts
 
     def _look_up(self, prompts: list[list[_Part]]) -> list[_Part]:
         """Fills in what is known, and returns the others."""
