@@ -19,7 +19,7 @@ from .tokenizer import NO_FRAME, Frame, Tokenizer
 
 CACHE_BYTES = 32 << 20
 MAX_CUT_CHARS = 1 << 20
-"""What has more, all texts of a request together, is tokenized whole: cutting it would hold the interpreter lock for too long."""
+"""A request whose texts have more is tokenized whole: cutting would hold the interpreter lock for too long."""
 MAX_PARTS = 8192
 """Of all texts of a request together; those that would be more are tokenized whole."""
 _LONG_TO_CUT_CHARS = 16 * LONG_TEXT_CHARS
