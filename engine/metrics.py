@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ipc.messages import FinishReason, Metric, RejectReason, Sample
+from .frontend_totals import FrontendTotals
 from .request import Request
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TOKENS = tuple(float(2**exponent) for exponent in range(18))
-_MAX_HTTP_KEYS = 1000
 
 
 class Histogram:
@@ -94,8 +94,8 @@ class EngineMetrics:
             "request_generation_tokens": Histogram(_TOKENS),
             "iteration_tokens_total": Histogram(_TOKENS),
         }
-        self._http_of: dict[bytes, dict[str, int]] = {}
-        self._http_of_gone: Counter[str] = Counter()
+        self._http = FrontendTotals()
+        self._prompt_tokens = FrontendTotals()
 
     def on_started(self, request: Request, num_hit_tokens: int | None) -> None:
         """The request left the queue for the first time; None: the prefix cache was not asked."""
@@ -134,15 +134,15 @@ class EngineMetrics:
             self._histograms["request_prompt_tokens"].observe(request.num_prompt_tokens)
             self._histograms["request_generation_tokens"].observe(len(request.token_ids) - request.num_prompt_tokens)
 
-    def set_http_responses(self, identity: bytes, totals: Mapping[str, int]) -> None:
-        """A frontend's running totals, "route status" -> responses; replaces what it said before."""
-        self._http_of[identity] = dict(list(totals.items())[:_MAX_HTTP_KEYS])
+    def set_frontend_totals(self, identity: bytes, http_responses: Mapping[str, int], prompt_tokens: Mapping[str, int]) -> None:
+        """A frontend's running totals as its heartbeat has them; they replace what it said before."""
+        self._http.set(identity, http_responses)
+        self._prompt_tokens.set(identity, prompt_tokens)
 
     def forget_frontend(self, identity: bytes) -> None:
         """Keeps a dead frontend's totals in the sum."""
-        for key, count in self._http_of.pop(identity, {}).items():
-            if key in self._http_of_gone or len(self._http_of_gone) < _MAX_HTTP_KEYS:
-                self._http_of_gone[key] += count
+        self._http.forget(identity)
+        self._prompt_tokens.forget(identity)
 
     def export(self, gauges: Gauges) -> tuple[Metric, ...]:
         """All families at this moment."""
@@ -179,17 +179,18 @@ class EngineMetrics:
                 samples=tuple(_sample(self.rejected[reason], reason=reason.name.lower()) for reason in RejectReason),
             ),
             self._http_metric(),
+            self._tokenizing_metric(),
         ]
 
     def _http_metric(self) -> Metric:
-        totals = Counter(self._http_of_gone)
-        for counts in self._http_of.values():
-            totals.update(counts)
-        samples = []
-        for key, count in sorted(totals.items()):
-            route, _, status = key.rpartition(" ")
-            samples.append(_sample(count, route=route, status=status))
-        return Metric(name="http_responses", kind="counter", help="HTTP responses of all frontends.", samples=tuple(samples))
+        parts = [(*key.rpartition(" "), count) for key, count in self._http.sums()]
+        samples = tuple(_sample(count, route=route, status=status) for route, _, status, count in parts)
+        return Metric(name="http_responses", kind="counter", help="HTTP responses of all frontends.", samples=samples)
+
+    def _tokenizing_metric(self) -> Metric:
+        samples = tuple(_sample(count, source=source) for source, count in self._prompt_tokens.sums())
+        text = "Tokens of prompts that frontends encoded from text, or reused from earlier prompts."
+        return Metric(name="tokenized_prompt_tokens", kind="counter", help=text, samples=samples)
 
     def _histogram_metrics(self) -> list[Metric]:
         return [

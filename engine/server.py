@@ -139,7 +139,7 @@ class EngineServer:
         elif isinstance(message, messages.Abort):
             self._abort(lease, message)
         elif isinstance(message, messages.Heartbeat):
-            self._metrics.set_http_responses(identity, message.http_responses)
+            self._metrics.set_frontend_totals(identity, message.http_responses, message.prompt_tokens)
         else:
             lease.has_left = True
             self._give_up(lease)

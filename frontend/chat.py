@@ -30,7 +30,7 @@ def chat_router(service: Service) -> APIRouter:
         _check(body)
         prompt = await _prompt(body, model)
         shape = ChatShape(body, model)
-        generation = await Generation.start(service.client, model, body, [prompt])
+        generation = await Generation.start(service, model, body, [prompt])
         return await answer(request, service, body, generation, shape)
 
     return router
@@ -42,7 +42,7 @@ def _check(body: ChatRequest) -> None:
 
 
 async def _prompt(body: ChatRequest, model: ServedModel) -> Prompt:
-    token_ids = await encode_conversation(body, model, add_special_tokens=body.add_special_tokens)
+    token_ids = await encode_conversation(body, model, add_special_tokens=body.add_special_tokens, cache_salt=body.cache_salt)
     asked, param = body.max_tokens, "max_tokens"
     if body.max_completion_tokens is not None:
         asked, param = body.max_completion_tokens, "max_completion_tokens"
@@ -51,7 +51,9 @@ async def _prompt(body: ChatRequest, model: ServedModel) -> Prompt:
     return Prompt(token_ids, to_sampling(body, model, max_tokens, wanted))
 
 
-async def encode_conversation(fields: TemplateFields, model: ServedModel, *, add_special_tokens: bool) -> list[int]:
+async def encode_conversation(
+    fields: TemplateFields, model: ServedModel, *, add_special_tokens: bool, cache_salt: str | None = None
+) -> list[int]:
     """The conversation rendered and tokenized. Raises BadRequest."""
     if fields.add_generation_prompt and fields.continue_final_message:
         raise BadRequest("add_generation_prompt and continue_final_message exclude each other.", "continue_final_message")
@@ -61,7 +63,7 @@ async def encode_conversation(fields: TemplateFields, model: ServedModel, *, add
     options["continue_final_message"] = fields.continue_final_message
     options["add_generation_prompt"] = not fields.continue_final_message and fields.add_generation_prompt is not False
     text = await model.render([message.for_template() for message in fields.messages], options)
-    [token_ids] = await model.encode([text], add_special_tokens=add_special_tokens, param="messages")
+    [token_ids] = await model.encode([text], add_special_tokens=add_special_tokens, param="messages", cache_salt=cache_salt)
     if not token_ids:
         raise BadRequest("messages: the prompt is empty", "messages")
     return token_ids

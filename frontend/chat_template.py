@@ -41,6 +41,7 @@ class ChatTemplate:
         environment = _environment()
         sources = {"default": source} if isinstance(source, str) else source
         self._special_tokens = dict(special_tokens)
+        self._sources = tuple(sources.values())
         try:
             self._templates = {name: environment.from_string(text) for name, text in sources.items()}
         except (jinja2.TemplateError, RecursionError) as error:
@@ -96,6 +97,10 @@ class ChatTemplate:
         }
         rendered = _render(self._select(tools), variables)
         return _cut_at_mark(rendered, final_text) if continue_final_message else rendered
+
+    def mentions(self, text: str) -> bool:
+        """One of the templates has this text in it, as it is written."""
+        return any(text in source for source in self._sources)
 
     def _select(self, tools: Sequence[dict[str, Any]] | None) -> jinja2.Template:
         if tools is not None and "tool_use" in self._templates:

@@ -33,7 +33,7 @@ def completions_router(service: Service) -> APIRouter:
         _check(body)
         prompts = await _prompts(body, model)
         shape = CompletionShape(body, model, prompts)
-        generation = await Generation.start(service.client, model, body, prompts)
+        generation = await Generation.start(service, model, body, prompts)
         return await answer(request, service, body, generation, shape)
 
     return router
@@ -51,7 +51,7 @@ async def _prompts(body: CompletionRequest, model: ServedModel) -> list[Prompt]:
     wanted = LogprobsWanted(output=body.logprobs, prompt=body.logprobs if body.echo else None)
     given = body.prompts()
     texts = [prompt for prompt in given if isinstance(prompt, str)]
-    encoded = await model.encode(texts, add_special_tokens=body.add_special_tokens, param="prompt")
+    encoded = await model.encode(texts, add_special_tokens=body.add_special_tokens, param="prompt", cache_salt=body.cache_salt)
     prompts = []
     for token_ids in encoded or [prompt for prompt in given if isinstance(prompt, list)]:
         model.check_token_ids(token_ids, "prompt")

@@ -27,6 +27,8 @@ class FrontendConfig:
     """Any of these opens the guarded routes; empty: no key is asked for. Never on a command line of a child process."""
     max_body_bytes: int = 32 << 20
     """A longer request body is refused with 413 before it is read."""
+    stream_interval: int = 1
+    """Tokens of a choice that share an event of a stream; the first and the last are sent at once."""
     shutdown_timeout_s: float = 30.0
     """After SIGTERM open requests may go on this long."""
     log_level: str = "info"

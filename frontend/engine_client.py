@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from ..ipc import messages
@@ -38,11 +38,11 @@ class EngineClient:
         *,
         on_ready: Callable[[Ready], Awaitable[None]],
         on_lost: Callable[[], None],
-        http_responses: Mapping[str, int],
+        heartbeat: Callable[[], messages.Heartbeat],
     ) -> None:
-        """`on_ready` loads the model of a new engine, `on_lost` is called when there may be none any more; `http_responses`
-        are the totals that heartbeats carry."""
-        self._link = EngineLink(socket_dir, name, http_responses, self)
+        """`on_ready` loads the model of a new engine, `on_lost` is called when there may be none any more; `heartbeat` makes
+        what the engine hears of this frontend."""
+        self._link = EngineLink(socket_dir, name, heartbeat, self)
         self._load = on_ready
         self._note_lost = on_lost
         self._open: dict[int, OpenRequest] = {}
@@ -71,12 +71,13 @@ class EngineClient:
         """The engine is connected and its steps advance."""
         return self._link.is_ready
 
-    async def submit(self, requests: Sequence[NewRequest], facts: Ready) -> RequestStream:
+    async def submit(self, requests: Sequence[NewRequest], facts: Ready, *, tokens_per_wake_up: int = 1) -> RequestStream:
         """Submits the requests and returns the stream to read their answers from; its `close` must be called.
 
         `facts` are those the requests were made for: another engine may have another vocabulary. Raises EngineUnavailable
         when that engine is not there, silent, or does not read. On a CPU, where steps can be long, requests wait for an
-        engine that is silent; a GPU's engine that is silent hangs.
+        engine that is silent; a GPU's engine that is silent hangs. Of each request's tokens the first wakes the reader at once,
+        then every `tokens_per_wake_up` together, and those left at its end.
         """
         if self._link.facts is None:
             raise EngineUnavailable("the engine is not ready")
@@ -84,7 +85,7 @@ class EngineClient:
             raise EngineUnavailable("the engine was restarted")
         if self._link.stall_s > (SILENCE_LIMIT_S if facts.device == "cpu" else LEASE_TIMEOUT_S):
             raise EngineUnavailable("the engine does not answer")
-        opened = [OpenRequest(next(self._request_ids), new) for new in requests]
+        opened = [OpenRequest(next(self._request_ids), new, tokens_per_wake_up) for new in requests]
         stream = RequestStream(opened, self._give_up, self._streams_with_news)
         try:
             for request in opened:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,10 +60,10 @@ class LinkUser(Protocol):
 class EngineLink:
     """One frontend's two sockets. Belongs to one event loop; `start` and `close` run in it."""
 
-    def __init__(self, socket_dir: Path, name: str, http_responses: Mapping[str, int], user: LinkUser) -> None:
+    def __init__(self, socket_dir: Path, name: str, heartbeat: Callable[[], messages.Heartbeat], user: LinkUser) -> None:
         self._socket_dir = socket_dir
         self._name = name
-        self._http_responses = http_responses
+        self._heartbeat = heartbeat
         self._user = user
         self._boot_id: bytes | None = None
         self._step_age_s = 0.0
@@ -134,7 +134,7 @@ class EngineLink:
                 self._lose(f"the engine was silent for {SILENCE_LIMIT_S:.0f} s")
             if self._boot_id is None or silence_s > LEASE_TIMEOUT_S:
                 await self.send_data(messages.Hello(PROTOCOL_VERSION))
-            await self.send_control(messages.Heartbeat(dict(self._http_responses)))
+            await self.send_control(self._heartbeat())
             await self._user.on_tick()
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from ..ipc.messages import FinishReason, Sampling
 from .detokenizer import Detokenizer
-from .engine_client import EngineClient
 from .open_requests import Delta, LogprobRow, NewRequest, RequestStream
 from .openai_types import GenerationFields
 from .sampling import choice_seeds
 from .served_model import ServedModel
+from .service import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Generation:
 
     @classmethod
     async def start(
-        cls, client: EngineClient, model: ServedModel, fields: GenerationFields, prompts: Sequence[Prompt]
+        cls, service: Service, model: ServedModel, fields: GenerationFields, prompts: Sequence[Prompt]
     ) -> Generation:
         """Submits everything. Raises EngineUnavailable."""
         num_per_prompt = fields.n or 1
@@ -78,7 +78,8 @@ class Generation:
                     )
                 )
                 choices.append(Choice(prompt, _detokenizer(model, fields, prompt)))
-        stream = await client.submit(requests, model.facts)
+        interval = service.config.stream_interval if fields.stream else 1
+        stream = await service.client.submit(requests, model.facts, tokens_per_wake_up=interval)
         return cls(stream, choices, num_per_prompt, fields.include_stop_str_in_output, prompts)
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:

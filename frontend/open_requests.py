@@ -69,11 +69,13 @@ class Delta:
 class OpenRequest:
     """One request between Submit and its terminal event: enough to answer for it, and to submit it again."""
 
-    def __init__(self, request_id: int, new: NewRequest) -> None:
+    def __init__(self, request_id: int, new: NewRequest, tokens_per_wake_up: int = 1) -> None:
+        """The first token is news, then as many new ones, then the end with what is left."""
         self.request_id = request_id
         self.new = new
         self.output_token_ids: list[int] = []
         self._num_taken = 0
+        self._tokens_per_wake_up = tokens_per_wake_up
         self._more: Delta | None = None
         self.error: Exception | None = None
         self.is_over = False
@@ -85,7 +87,8 @@ class OpenRequest:
         num_known = len(self.output_token_ids)
         if position == num_known and token_ids and not finish and detail is None:
             self.output_token_ids.extend(token_ids)
-            self.notify()
+            if self._is_enough:
+                self.notify()
             return
         if position > num_known:
             self.fail(RequestFailed(f"lost the tokens {num_known} to {position - 1}"))
@@ -99,7 +102,7 @@ class OpenRequest:
             self._take_detail(detail, num_repeated)
         if finish:
             self._finish(FinishReason(finish), detail)
-        elif new_token_ids:
+        elif new_token_ids and self._is_enough:
             self.notify()
 
     def fail(self, error: Exception) -> None:
@@ -118,6 +121,10 @@ class OpenRequest:
     def has_tokens_alone(self) -> bool:
         """What is new is tokens and nothing else."""
         return self._more is None and not self.is_over
+
+    @property
+    def _is_enough(self) -> bool:
+        return self._num_taken == 0 or len(self.output_token_ids) - self._num_taken >= self._tokens_per_wake_up
 
     def take(self) -> Delta:
         """What is new since the last take."""

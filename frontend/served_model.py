@@ -1,26 +1,24 @@
 """The model as this frontend serves it: what the engine said of it, its tokenizer and its chat template.
 
-Texts longer than LONG_TEXT_CHARS are tokenized and templates of long conversations rendered in a worker thread, so that they
-hold up nobody else's tokens.
+Long texts are tokenized and templates of long conversations rendered in a worker thread, so that they hold up nobody else's
+tokens.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..ipc.messages import Ready
 from .chat_template import ChatTemplate, TemplateError
 from .errors import BadRequest, ContextTooLong, ModelNotFound
 from .escaped_pieces import EscapedPieces
+from .off_loop import LONG_TEXT_CHARS, off_loop_if
+from .prompt_encoder import PromptEncoder, TokenCounts
 from .token_pieces import TextError
 from .tokenizer import Tokenizer
-
-LONG_TEXT_CHARS = 4096
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +28,21 @@ class ServedModel:
     facts: Ready
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    encoder: PromptEncoder
     escaped_pieces: Mapping[bool, EscapedPieces]
     """For texts with (False) and without (True) special tokens."""
 
     @classmethod
-    def load(cls, facts: Ready) -> ServedModel:
-        """Reads the files that Ready points to. Raises TextError, TemplateError, OSError."""
+    def load(cls, facts: Ready, counts: TokenCounts) -> ServedModel:
+        """Reads the files that Ready points to; prompts are added to `counts`. Raises TextError, TemplateError, OSError."""
         path = Path(facts.model_dir)
         tokenizer = Tokenizer.from_dir(path)
+        template = ChatTemplate.from_dir(path)
+        named = set(tokenizer.special_tokens.values())
+        cut_at = [token for token in tokenizer.boundary_tokens if token in named or (template and template.mentions(token))]
+        encoder = PromptEncoder(tokenizer, cut_at, counts)
         pieces = {skip: EscapedPieces(tokenizer, skip_special_tokens=skip) for skip in (False, True)}
-        return cls(facts, tokenizer, ChatTemplate.from_dir(path), pieces)
+        return cls(facts, tokenizer, template, encoder, pieces)
 
     @property
     def name(self) -> str:
@@ -51,19 +54,17 @@ class ServedModel:
         if name is not None and name not in self.facts.served_model_names:
             raise ModelNotFound(name)
 
-    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool, param: str) -> list[list[int]]:
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool, param: str, cache_salt: str | None = None
+    ) -> list[list[int]]:
         """The texts' ids. Raises BadRequest; ContextTooLong before tokenizing where a text's length alone shows it."""
         limit = self.facts.max_model_len
         for text in texts:
             at_least = len(text) // self.tokenizer.longest_token_chars
             if at_least > limit:
                 raise ContextTooLong(f"The model's context is {limit} tokens, but the prompt has at least {at_least}.", param)
-
-        def encode() -> list[list[int]]:
-            return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
-
         try:
-            return await off_loop_if(sum(map(len, texts)) > LONG_TEXT_CHARS, encode)
+            return await self.encoder.encode(texts, add_special_tokens=add_special_tokens, cache_salt=cache_salt or "")
         except TextError as error:
             raise BadRequest(f"{param}: {error}", param) from error
 
@@ -87,8 +88,3 @@ class ServedModel:
         vocab_size = self.facts.vocab_size
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
             raise BadRequest(f"{param}: token ids must be 0 to {vocab_size - 1}", param)
-
-
-async def off_loop_if(is_long: bool, work: Callable[[], _T]) -> _T:
-    """Does the work in a thread if it is long, else at once."""
-    return await asyncio.to_thread(work) if is_long else work()

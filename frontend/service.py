@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from ..ipc.messages import Ready
+from ..ipc.messages import Heartbeat, Ready
 from .board import Place, Presence
 from .chat_template import TemplateError
 from .config import FrontendConfig
@@ -15,6 +15,7 @@ from .engine_client import EngineClient
 from .engine_link import ModelUnusable
 from .errors import Unavailable
 from .known_fields import UndeclaredFields
+from .prompt_encoder import TokenCounts
 from .served_model import ServedModel
 from .token_pieces import TextError
 
@@ -36,6 +37,7 @@ class Service:
         self._on_model_loaded = on_model_loaded
         self._on_unusable_model = on_unusable_model
         self.http_responses: Counter[str] = Counter()
+        self.token_counts = TokenCounts()
         self.undeclared_fields = UndeclaredFields()
         self.is_draining = False
         self.place = Place(config.board_fd, config.number)
@@ -44,7 +46,7 @@ class Service:
             config.name,
             on_ready=self._load_model,
             on_lost=self._show_presence,
-            http_responses=self.http_responses,
+            heartbeat=self._heartbeat,
         )
         self._model: ServedModel | None = None
         self._ready_since_s = 0.0
@@ -77,10 +79,14 @@ class Service:
             raise Unavailable("The model is not ready yet.")
         return self._model
 
+    def _heartbeat(self) -> Heartbeat:
+        counts = self.token_counts
+        return Heartbeat(dict(self.http_responses), {"encoded": counts.num_encoded, "reused": counts.num_reused})
+
     async def _load_model(self, facts: Ready) -> None:
         if self._model is None or self._model.facts != facts:
             try:
-                self._model = await asyncio.to_thread(ServedModel.load, facts)
+                self._model = await asyncio.to_thread(ServedModel.load, facts, self.token_counts)
             except Exception as error:
                 # Hides nothing: whatever the files hold that no reader expected is a broken file, and its name is told.
                 self._on_unusable_model()

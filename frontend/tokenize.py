@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from .chat import encode_conversation
 from .chat_types import Message, TemplateFields
 from .json_body import JsonRoute
+from .off_loop import LONG_TEXT_CHARS, off_loop_if
 from .openai_types import RequestModel
-from .served_model import LONG_TEXT_CHARS, ServedModel, off_loop_if
+from .served_model import ServedModel
 from .service import Service
 
 

@@ -8,15 +8,20 @@ the vocabulary does not have, which a model with a padded vocabulary can produce
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from .boundaries import Boundaries, boundary_tokens, ids_at_boundaries
 from .token_pieces import PieceRules, TextError, piece_rules
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+Frame = tuple[tuple[int, ...], tuple[int, ...]]
+"""Ids in front of a text's own, and behind them."""
+NO_FRAME: Frame = (), ()
 
 
 class Tokenizer:
@@ -43,6 +48,10 @@ class Tokenizer:
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = self._named_id("eos_token")
         self._prefix_ids, self._suffix_ids = self._missing_affixes(config)
+        self.frame = self._frame()
+        """What `add_special_tokens` puts around a text's ids; None: something that depends on the text."""
+        self.boundary_tokens = boundary_tokens(backend)
+        """The special tokens in front of which a text can be cut: the parts' ids are those of the whole."""
 
     @classmethod
     def from_dir(cls, path: Path | str) -> Tokenizer:
@@ -70,6 +79,10 @@ class Tokenizer:
         except Exception as error:  # the library raises Exception itself
             raise TextError("the text cannot be expressed in the model's vocabulary") from error
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
+
+    def boundaries(self, tokens: Collection[str]) -> Boundaries:
+        """Cuts texts in front of these tokens, which are of `boundary_tokens`."""
+        return Boundaries(tokens, ids_at_boundaries(self._backend, tokens))
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`, malformed UTF-8 read as U+FFFD."""
@@ -104,6 +117,17 @@ class Tokenizer:
     def _named_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self.token_id(token)
+
+    def _frame(self) -> Frame | None:
+        try:
+            bare, framed = (self.encode("a", add_special_tokens=special) for special in (False, True))
+        except TextError:
+            return None
+        num_more = len(framed) - len(bare)
+        at = next((start for start in range(num_more + 1) if framed[start : start + len(bare)] == bare), None)
+        if at is None or not self.special_token_ids.issuperset([*framed[:at], *framed[at + len(bare) :]]):
+            return None
+        return tuple(framed[:at]), tuple(framed[at + len(bare) :])
 
     def _missing_affixes(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
         """What add_bos_token and add_eos_token ask for where tokenizer.json's post-processor does not do it already."""

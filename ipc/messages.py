@@ -153,6 +153,8 @@ class Heartbeat:
 
     http_responses: dict[str, int]
     """"route status", such as "/v1/chat/completions 200" -> responses so far."""
+    prompt_tokens: dict[str, int]
+    """"encoded" -> tokens of prompts that were made of text, "reused" -> those known from earlier prompts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,11 @@ def frontend_count(text: str) -> int:
     return frontends_for(num_usable()) if text.strip().lower() == "auto" else process_count(text)
 
 
+def token_count(text: str) -> int:
+    """Tokens of one thing that is sent."""
+    return integer(1, 65536, text)
+
+
 def fraction(text: str) -> float:
     """A number above 0 and at most 1."""
     value = _number(text)

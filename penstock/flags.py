@@ -163,6 +163,12 @@ def add_http_flags(parser: argparse.ArgumentParser, *, default_frontends: str = 
         help=f"longer requests are refused with 413 (default: {FRONTEND.max_body_bytes >> 20} MiB)",
     )
     group.add_argument(
+        "--stream-interval",
+        type=flag_values.token_count,
+        metavar="TOKENS",
+        help=f"tokens of each event of a stream; the first and the last go at once (default: {FRONTEND.stream_interval})",
+    )
+    group.add_argument(
         "--shutdown-timeout",
         dest="shutdown_timeout_s",
         type=flag_values.seconds,

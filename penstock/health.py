@@ -64,7 +64,7 @@ async def _greet(data: FrontendSocket, control: FrontendSocket) -> None:
     """Introduces itself until cancelled; the engine may not listen yet."""
     while True:
         await _send(data, Hello(PROTOCOL_VERSION))
-        await _send(control, Heartbeat({}))
+        await _send(control, Heartbeat({}, {}))
         await asyncio.sleep(RETRY_INTERVAL_S)
 
 

@@ -51,7 +51,6 @@ WITHOUT_EFFECT_WITH_VALUE: dict[tuple[str, ...], str] = {
     ("--max-num-partial-prefills",): TUNED,
     ("--max-long-partial-prefills",): TUNED,
     ("--long-prefill-token-threshold",): TUNED,
-    ("--stream-interval",): TUNED,
     ("--scheduling-policy",): "requests are served in the order of their priority, then of their arrival",
     ("--distributed-executor-backend",): ONE_GPU,
     ("--max-parallel-loading-workers",): TUNED,

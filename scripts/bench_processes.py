@@ -124,14 +124,14 @@ def _ask_all(opened: Sequence[socket.socket]) -> None:
             selector.register(one, selectors.EVENT_WRITE)
         while selector.get_map():
             for key, events in selector.select(10):
-                one = key.fileobj
-                assert isinstance(one, socket.socket)
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)
                 if events & selectors.EVENT_WRITE:
-                    one.sendall(_REQUEST)
-                    selector.modify(one, selectors.EVENT_READ)
+                    ready.sendall(_REQUEST)
+                    selector.modify(ready, selectors.EVENT_READ)
                 else:
-                    one.recv(4096)
-                    selector.unregister(one)
+                    ready.recv(4096)
+                    selector.unregister(ready)
 
 
 if __name__ == "__main__":

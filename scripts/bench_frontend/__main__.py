@@ -35,6 +35,8 @@ COMMANDS = {
         "{socket_dir}",
         "--listen-fd",
         "{listen_fd}",
+        "--stream-interval",
+        "{stream_interval}",
         "--log-level",
         "warning",
     ),
@@ -71,7 +73,7 @@ def measure(kind: str, arguments: argparse.Namespace) -> Round:
             *("--warmup", str(arguments.warmup), "--seconds", str(arguments.seconds)),
         )
         stand_in = stack.enter_context(_running(engine_command, arguments.load_core, acks_read))
-        names = {"socket_dir": socket_dir, "listen_fd": listener.fileno()}
+        names = {"socket_dir": socket_dir, "listen_fd": listener.fileno(), "stream_interval": arguments.stream_interval}
         command = [part.format(**names) for part in COMMANDS[kind]]
         frontend = stack.enter_context(_running(command, arguments.frontend_core, listener.fileno()))
         port = listener.getsockname()[1]
@@ -177,12 +179,15 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1024)
     parser.add_argument("--groups", type=int, default=2, help="of streams, whose tokens are under way in turn")
     parser.add_argument("--rate", type=float, default=0.0, help="steps per second; 0: as many as arrive, one token per event")
+    parser.add_argument("--stream-interval", type=int, default=1, help="of the new one; above 1 with --rate only")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--frontend-core", type=int, default=0)
     parser.add_argument("--load-core", type=int, default=1, help="of the stand-in and the sink")
     arguments = parser.parse_args()
+    if arguments.stream_interval > 1 and not arguments.rate:
+        parser.error("--stream-interval needs --rate: without it the stand-in waits for every token's event")
     rounds: dict[str, list[Round]] = {kind: [] for kind in arguments.frontends}
     for _ in range(arguments.rounds):
         for kind, several in rounds.items():

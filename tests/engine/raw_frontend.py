@@ -181,7 +181,7 @@ class RawFrontend:
         """Hello and what comes back; a Heartbeat makes sure that the control pair stands too."""
         self.say(Hello(PROTOCOL_VERSION))
         ready = self.hear(Ready)
-        self.say(Heartbeat({}))
+        self.say(Heartbeat({}, {}))
         self.stats()
         return ready
 

@@ -69,11 +69,13 @@ def test_a_histogram_counts_up_to_and_with_its_bounds() -> None:
 
 def test_a_dead_frontends_answers_stay_in_the_sum() -> None:
     metrics = EngineMetrics()
-    metrics.set_http_responses(b"a", {"/v1/models 200": 3})
-    metrics.set_http_responses(b"a", {"/v1/models 200": 5, "/health 503": 1})
-    metrics.set_http_responses(b"b", {"/v1/models 200": 2})
+    metrics.set_frontend_totals(b"a", {"/v1/models 200": 3}, {"encoded": 1})
+    metrics.set_frontend_totals(b"a", {"/v1/models 200": 5, "/health 503": 1}, {"encoded": 4, "reused": 5})
+    metrics.set_frontend_totals(b"b", {"/v1/models 200": 2}, {"encoded": 10})
     metrics.forget_frontend(b"a")
     metrics.forget_frontend(b"unknown")
-    (family,) = [metric for metric in metrics.export(GAUGES) if metric.name == "http_responses"]
-    told = {(sample.labels["route"], sample.labels["status"]): sample.value for sample in family.samples}
+    families = {metric.name: metric for metric in metrics.export(GAUGES)}
+    told = {(sample.labels["route"], sample.labels["status"]): sample.value for sample in families["http_responses"].samples}
     assert told == {("/v1/models", "200"): 7, ("/health", "503"): 1}
+    assert value(families, "tokenized_prompt_tokens", source="encoded") == 14
+    assert value(families, "tokenized_prompt_tokens", source="reused") == 5

@@ -139,7 +139,7 @@ def test_a_silent_frontend_loses_its_requests_and_others_do_not(slow: Served, pa
         patient.submit(1, [1, 2], 150)
         patient.wait_until_stat("num_requests_running", 1)
         slow.clock.ahead_s += LEASE_TIMEOUT_S + 1
-        other.say(Heartbeat({}))
+        other.say(Heartbeat({}, {}))
         other.wait_until_stat("num_requests_running", 0)
         assert other.stat("kv_blocks", state="owned") == 0
         assert other.stat("request_success", finished_reason="abort") == 1
@@ -161,12 +161,13 @@ def test_a_frontend_that_was_only_paused_goes_on_without_another_hello(slow: Ser
 def test_goodbye_ends_a_lease_at_once(slow: Served, patient: RawFrontend) -> None:
     with RawFrontend(slow.socket_dir, b"frontend:00000002") as other:
         other.greet()
-        patient.say(Heartbeat({"/health 200": 3}))
+        patient.say(Heartbeat({"/health 200": 3}, {"encoded": 5, "reused": 70}))
         patient.submit(1, [1], 150)
         other.wait_until_stat("num_requests_running", 1)
         patient.say(Goodbye())
         other.wait_until_stat("num_requests_running", 0)
         assert other.stat("http_responses", route="/health", status="200") == 3
+        assert other.stat("tokenized_prompt_tokens", source="reused") == 70
         assert len(slow.server._leases) == 1
 
 
@@ -183,7 +184,7 @@ def test_a_submit_without_hello_is_refused(served: Served) -> None:
         stranger.submit(1, [1])
         stranger.wait_for(1)
         assert "Hello" in stranger.rejected[1].message
-        stranger.say(Heartbeat({}))
+        stranger.say(Heartbeat({}, {}))
         stranger.abort(1)
         assert stranger.stat("requests_admitted") == 0
 

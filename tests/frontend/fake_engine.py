@@ -52,6 +52,7 @@ class FakeEngine:
         self.num_hellos = 0
         self.goodbyes: list[bytes] = []
         self.http_responses: dict[str, int] = {}
+        self.prompt_tokens: dict[str, int] = {}
         self.boot_id = os.urandom(8)
         self.stats: tuple[messages.Metric, ...] = (
             messages.Metric(name="num_requests_running", kind="gauge", help="h", samples=(Sample(labels={}, value=3.0),)),
@@ -168,6 +169,7 @@ class FakeEngine:
             self._control.send(identity, Stats(nonce=message.nonce, metrics=self.stats))
         elif isinstance(message, messages.Heartbeat):
             self.http_responses = message.http_responses
+            self.prompt_tokens = message.prompt_tokens
         elif isinstance(message, messages.Goodbye):
             self.goodbyes.append(identity)
 

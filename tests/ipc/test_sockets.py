@@ -161,7 +161,7 @@ async def test_several_frames_are_no_message(engine: EngineSocket, socket_dir: P
     frontend = FrontendSocket(context, socket_dir, "data", b"a")
     await say_hello(frontend)
     await receive(engine)
-    await frontend.socket.send_multipart([encode(Heartbeat({})), b"more"])
+    await frontend.socket.send_multipart([encode(Heartbeat({}, {})), b"more"])
     identity, data = await receive(engine)
     assert (identity, data) == (b"a", b"")
     with pytest.raises(ProtocolError):

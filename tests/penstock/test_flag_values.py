@@ -50,6 +50,7 @@ def test_an_automatic_size_is_none(text: str) -> None:
         (flag_values.port, ["0", "65535"], ["-1", "65536", "http", "1.0", "9" * 5000]),
         (flag_values.fraction, ["0.9", "1", "1e-3"], ["0", "1.1", "-0.5", "nan", "inf", "x"]),
         (flag_values.seconds, ["0", "2.5"], ["-1", "nan", "inf", "1e9", "soon"]),
+        (flag_values.token_count, ["1", "65536"], ["0", "65537"]),
         (flag_values.process_count, ["1", "16"], ["0", "257"]),
         (flag_values.seed, ["0", str(2**63 - 1)], ["-1", str(2**63)]),
         (flag_values.api_key, ["sk-1_2.3~"], ["", "a b", "a,b", "a\nb", "schlüssel"]),

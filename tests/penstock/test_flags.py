@@ -181,7 +181,13 @@ def test_the_arguments_of_a_child_make_the_same_engine_configuration(config: Eng
 
 def test_the_arguments_of_a_child_make_the_same_frontend_configuration_without_its_keys() -> None:
     config = FrontendConfig(
-        socket_dir=SOCKET_DIR, host="::1", port=0, api_keys=("secret",), shutdown_timeout_s=1.5, log_level="debug"
+        socket_dir=SOCKET_DIR,
+        host="::1",
+        port=0,
+        api_keys=("secret",),
+        shutdown_timeout_s=1.5,
+        stream_interval=4,
+        log_level="debug",
     )
     arguments = flags.frontend_arguments(config)
     assert not any("secret" in argument for argument in arguments)
