@@ -105,6 +105,19 @@ def arrival_times(record: Record) -> Any:
     return record.first + numpy.concatenate(([0.0], numpy.cumsum(gaps)))
 
 
+def tokenizing(records: list[Record], counted: dict[str, int]) -> dict[str, int]:
+    """What the server says of how it made tokens of prompts, and how many it made of text that it had been sent before.
+
+    The last prompt of a conversation has all of its text: what was encoded beyond the sum of those was encoded again.
+    """
+    if "prompt_tokens_encoded" not in counted:
+        return {}
+    longest: dict[int, int] = {}
+    for record in records:
+        longest[record.index] = max(longest.get(record.index, 0), record.num_input)
+    return {**counted, "prompt_tokens_encoded_again": max(0, counted["prompt_tokens_encoded"] - sum(longest.values()))}
+
+
 def _throughput(good: list[Record], seconds: float) -> dict[str, Any]:
     num_input, num_output = sum(record.num_input for record in good), sum(record.num_output for record in good)
     num_chunks = sum(record.num_chunks for record in good)

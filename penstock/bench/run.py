@@ -18,7 +18,7 @@ from ..flags import USAGE_ERROR
 from . import probe, repeats, server_metrics
 from .flags import BenchOptions, parse
 from .progress import ProgressLine
-from .report import make_report
+from .report import make_report, tokenizing
 from .runner import Outcome, Progress, Runner, interrupted_by
 from .settings import CHAT, BenchError, Load, Work
 from .text_report import describe, describe_sweep
@@ -87,15 +87,18 @@ class _Bench:
         while len(runs) < self._options.num_runs and not stop.is_set():
             number = len(runs) + 1
             label = f"{load}, run {number}" if self._options.num_runs > 1 else str(load)
-            before = await server_metrics.read(self._target.base_url, self._target.api_key)
+            before = await self._read_counters()
             outcome = await self._run_once(label, load, replace(work, variant=f"-{number}" if number > 1 else ""), stop)
-            counted = await server_metrics.increase_since(before, self._target.base_url, self._target.api_key)
+            counted = server_metrics.increase(before, await self._read_counters())
             outcomes.append(outcome)
-            runs.append(make_report(outcome, self._options.slo, work.turns) | counted)
+            runs.append(make_report(outcome, self._options.slo, work.turns) | tokenizing(outcome.records, counted))
         if runs:
             self._outcomes.append(outcomes[repeats.middle(runs)])
             self._reports.append(repeats.combine(runs))
             print(f"{describe(self._reports[-1])}\n", flush=True)
+
+    async def _read_counters(self) -> server_metrics.Counters:
+        return await server_metrics.read_settled(self._target.base_url, self._target.api_key)
 
     async def _run_once(self, label: str, load: Load, work: Work, stop: asyncio.Event) -> Outcome:
         line = ProgressLine(sys.stderr, label)

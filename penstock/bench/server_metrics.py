@@ -10,11 +10,12 @@ from .http_client import HttpClient, HttpError
 
 _TIMEOUT_S = 10.0
 _SETTLING_S = 2.0
-_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{.*\})? (\S+)(?: \d+)?")
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)(?: \d+)?")
 COUNTERS = {
-    "retokenized_tokens": "penstock:retokenized_tokens_total",
+    "prompt_tokens_encoded": ("penstock:tokenized_prompt_tokens_total", 'source="encoded"'),
+    "prompt_tokens_reused": ("penstock:tokenized_prompt_tokens_total", 'source="reused"'),
 }
-"""Name in the report -> name of the counter; samples with different labels are added up."""
+"""Name in the report -> name of the counter and a label; samples that differ in other labels are added up."""
 
 Counters = dict[str, float]
 
@@ -33,6 +34,15 @@ async def read(base_url: str, api_key: str | None) -> Counters:
     return parse(b"".join(pieces).decode(errors="replace")) if status == 200 else {}
 
 
+async def read_settled(base_url: str, api_key: str | None) -> Counters:
+    """The same once all of the server's processes have told each other what they counted until this moment."""
+    found = await read(base_url, api_key)
+    if not found:
+        return {}
+    await asyncio.sleep(_SETTLING_S)
+    return await read(base_url, api_key)
+
+
 def parse(text: str) -> Counters:
     """Of Prometheus' text format."""
     found: Counters = {}
@@ -40,20 +50,13 @@ def parse(text: str) -> Counters:
         match = _SAMPLE.fullmatch(line.strip())
         if match is None:
             continue
-        for name, counter in COUNTERS.items():
-            if match[1] == counter:
+        for name, (counter, label) in COUNTERS.items():
+            if match[1] == counter and label in (match[2] or "").split(","):
                 with contextlib.suppress(ValueError):
-                    found[name] = found.get(name, 0.0) + float(match[2])
+                    found[name] = found.get(name, 0.0) + float(match[3])
     return found
 
 
-async def increase_since(before: Counters, base_url: str, api_key: str | None) -> dict[str, int]:
-    """What a load that has just ended has added. Waits until the server's processes have told each other, if it counts at all.
-
-    A counter that fell belongs to a server that was started anew, and tells nothing.
-    """
-    if not before:
-        return {}
-    await asyncio.sleep(_SETTLING_S)
-    after = await read(base_url, api_key)
-    return {name: round(after[name] - count) for name, count in before.items() if after.get(name, -1.0) >= count}
+def increase(before: Counters, after: Counters) -> dict[str, int]:
+    """What a load has added; a counter that fell belongs to a server that was started anew, and tells nothing."""
+    return {name: round(after[name] - before.get(name, 0.0)) for name in after if after[name] >= before.get(name, 0.0)}

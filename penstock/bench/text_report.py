@@ -65,8 +65,9 @@ def _outline(report: dict[str, Any]) -> Iterator[str]:
     ):
         if report.get(name) is not None:
             yield f"  {words:<21} {report[name]:.1%} of the prompt tokens"
-    if "retokenized_tokens" in report:
-        yield f"  tokenized again       {report['retokenized_tokens']:,.0f} tokens of conversations that the server had seen"
+    if "prompt_tokens_encoded" in report:
+        encoded, reused, again = (report.get(f"prompt_tokens_{name}", 0) for name in ("encoded", "reused", "encoded_again"))
+        yield f"  prompts tokenized     {encoded:,.0f} tokens, {reused:,.0f} reused; {again:,.0f} were tokenized again"
     busiest = f"the busiest of {report['client_processes']} processes"
     yield f"  client CPU share      {report['client_cpu_share']:.0%} of a core in {busiest}"
 

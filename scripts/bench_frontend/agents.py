@@ -55,7 +55,7 @@ def _bench(arguments: argparse.Namespace, directory: Path, engine: subprocess.Po
             stack.enter_context(_running("penstock", "frontend", *flags, fd=listener.fileno()))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         _wait_until_ready(url, engine)
-        figures = directory / "figures.json"
+        figures = arguments.json or directory / "figures.json"
         load = ("--lengths", "agents", "--concurrency", str(arguments.sessions), "--turns", str(arguments.turns))
         command = ["-m", "penstock", "bench", "--base-url", url, *load, "--json", str(figures), *arguments.flags]
         done = subprocess.run([sys.executable, *command], cwd=ROOT, env=_environment(), check=False)
@@ -105,6 +105,7 @@ def main() -> int:
     parser.add_argument("--steps-per-s", type=float, default=200.0, help="each gives every running request a token")
     parser.add_argument("--num-blocks", type=int, default=32_768, help="of 16 tokens, in the pool")
     parser.add_argument("--answers", choices=("words", "letters"), default="words", help="letters: tokens no tokenizer writes")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("flags", nargs="*", help="of penstock bench, after --")
     report, pool = measure(parser.parse_args())
     rate = report["prefix_cache_hit_rate_later_turns"] or 0.0

@@ -22,7 +22,7 @@ from tests.toy_model import make_toy_model
 
 PENSTOCK = (sys.executable, "-m", "penstock")
 PATIENCE_S = 60.0
-RETOKENIZED = COUNTERS["retokenized_tokens"]
+ENCODED = "{}{{{}}}".format(*COUNTERS["prompt_tokens_encoded"])
 Bench = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
@@ -138,9 +138,9 @@ def test_what_the_server_counts_is_read_before_and_after(
     bench: Bench, server: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("penstock.bench.server_metrics._SETTLING_S", 0.0)
-    server.metrics = f"# TYPE x counter\n{RETOKENIZED} 5\n"
-    assert bench("--lengths", "4x2", "--num-prompts", "4")[1][0]["retokenized_tokens"] == 0
-    assert "tokenized again       0 tokens" in capsys.readouterr().out
+    server.metrics = f"# TYPE x counter\n{ENCODED} 5\n"
+    assert bench("--lengths", "4x2", "--num-prompts", "4")[1][0]["prompt_tokens_encoded"] == 0
+    assert "prompts tokenized     0 tokens, 0 reused; 0 were tokenized again" in capsys.readouterr().out
 
 
 def test_no_server_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
