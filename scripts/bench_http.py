@@ -89,6 +89,7 @@ class Bench:
         with serving(model_dir, flags, min(clock.left_s, self._arguments.start_limit_s)) as served:
             _tell(f"{model.name}: ready after {served.ready_s:.1f} s")
             self._warm_up(served, model, rows[0], clock)
+            self.write({"server": model.name, "ready_s": round(served.ready_s, 2), "flags": flags, "log": served.log_lines()})
             for number, row in ((n, row) for n in range(self._arguments.repeat) for row in rows):
                 if clock.left_s < self._needed_s(row):
                     self.skipped.append(f"{row.name}, run {number + 1}")
@@ -177,7 +178,7 @@ def main() -> int:
     arguments.flags = given[cut + 1 :]
     bench = Bench(arguments)
     models = in_order(arguments.model_dirs)
-    about = {"environment": environment(), "flags": arguments.flags}
+    about = {"environment": environment()}
     bench.write(about)
     for model_dir, model, clock in _shares(models, arguments.budget_s):
         try:

@@ -30,6 +30,11 @@ class Served:
     ready_s: float
     """From exec to /readyz."""
     pid: int
+    log_path: Path
+
+    def log_lines(self) -> list[str]:
+        """What it has said: the model's dtype, its KV cache and how long each phase of the start took are there."""
+        return self.log_path.read_text(errors="replace").splitlines()
 
     def cpu_s(self) -> dict[str, float]:
         """User and system time so far: of the engine, of all frontends together, and of what else there is."""
@@ -59,7 +64,7 @@ def serving(model_dir: Path, flags: Sequence[str], limit_s: float) -> Iterator[S
             ready_s = time.monotonic() - began_s
             with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as response:
                 model_name = json.loads(response.read())["data"][0]["id"]
-            yield Served(url, model_name, ready_s, process.pid)
+            yield Served(url, model_name, ready_s, process.pid, Path(log.name))
         finally:
             process.terminate()
             try:

@@ -107,8 +107,9 @@ def test_rows_are_run_on_a_real_server_as_long_as_there_is_time(
     flags = ["--repeat", "2", "--budget-s", "600", "--", "--max-model-len", "256"]
     monkeypatch.setattr("sys.argv", [*command, *flags])
     assert bench_http.main() == 0
-    first, *runs = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert first["flags"] == ["--max-model-len", "256"]
+    first, server, *runs = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert server["flags"][-2:] == ["--max-model-len", "256"]
+    assert any("ready" in line for line in server["log"])
     assert {"gpu", "cpu", "torch"} <= set(first["environment"])
     assert [run["clients"] for run in runs] == [4, 1, 4, 1]
     assert len({run["figures"]["flags"]["--seed"] for run in runs}) == 4, "no run sends prompts of another"

@@ -91,7 +91,8 @@ class _Bench:
             outcome = await self._run_once(label, load, replace(work, variant=f"-{number}" if number > 1 else ""), stop)
             counted = server_metrics.increase(before, await self._read_counters())
             outcomes.append(outcome)
-            runs.append(make_report(outcome, self._options.slo, work.turns) | tokenizing(outcome.records, counted))
+            tokenized = tokenizing(outcome.records, counted, work.shared_prefix_tokens)
+            runs.append(make_report(outcome, self._options.slo, work.turns) | tokenized)
         if runs:
             self._outcomes.append(outcomes[repeats.middle(runs)])
             self._reports.append(repeats.combine(runs))

@@ -67,7 +67,7 @@ def _outline(report: dict[str, Any]) -> Iterator[str]:
             yield f"  {words:<21} {report[name]:.1%} of the prompt tokens"
     if "prompt_tokens_encoded" in report:
         encoded, reused, again = (report.get(f"prompt_tokens_{name}", 0) for name in ("encoded", "reused", "encoded_again"))
-        yield f"  prompts tokenized     {encoded:,.0f} tokens, {reused:,.0f} reused; {again:,.0f} were tokenized again"
+        yield f"  prompts tokenized     {encoded:,.0f} tokens, {reused:,.0f} reused; about {again:,.0f} were tokenized again"
     busiest = f"the busiest of {report['client_processes']} processes"
     yield f"  client CPU share      {report['client_cpu_share']:.0%} of a core in {busiest}"
 

@@ -39,6 +39,7 @@ def test_a_loads_share_is_what_was_added() -> None:
 def test_only_what_a_conversations_last_prompt_has_not_was_tokenized_again() -> None:
     turns = [(0, 100), (0, 150), (1, 80), (1, 120)]
     records = [Record(index=i, turn=0, wanted_tokens=1, start=0.0, due=None, num_input=count) for i, count in turns]
-    assert tokenizing(records, {"prompt_tokens_encoded": 300})["prompt_tokens_encoded_again"] == 30
-    assert tokenizing(records, {"prompt_tokens_encoded": 200})["prompt_tokens_encoded_again"] == 0
-    assert tokenizing(records, {}) == {}
+    assert tokenizing(records, {"prompt_tokens_encoded": 300}, 0)["prompt_tokens_encoded_again"] == 30
+    assert tokenizing(records, {"prompt_tokens_encoded": 300}, 50)["prompt_tokens_encoded_again"] == 80
+    assert tokenizing(records, {"prompt_tokens_encoded": 200}, 0)["prompt_tokens_encoded_again"] == 0
+    assert tokenizing(records, {}, 0) == {}
