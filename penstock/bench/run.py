@@ -54,8 +54,8 @@ class _Bench:
         probing = asyncio.create_task(self._ask_server())
         if not await _done_before(probing, stop):
             return INTERRUPTED
-        for load, work in zip(self._options.loads, self._works, strict=True):
-            await self._run_load(load, work, stop)
+        for place, (load, work) in enumerate(zip(self._options.loads, self._works, strict=True)):
+            await self._run_load(load, replace(work, variant=f"-load-{place}" if place else ""), stop)
             if stop.is_set():
                 break
         if len(self._options.loads) > 1:
@@ -79,7 +79,7 @@ class _Bench:
     async def _run_load(self, load: Load, work: Work, stop: asyncio.Event) -> None:
         """The warm-up, then every run of one load. After Ctrl-C there are fewer runs, or none."""
         if self._options.num_warmups:
-            warm_up = replace(work, num_prompts=self._options.num_warmups, variant="-warmup")
+            warm_up = replace(work, num_prompts=self._options.num_warmups, variant=f"{work.variant}-warmup")
             outcome = await self._run_once(f"{load}, warm-up", load, warm_up, stop)
             _complain_of_warm_up(outcome)
         outcomes: list[Outcome] = []
@@ -88,7 +88,9 @@ class _Bench:
             number = len(runs) + 1
             label = f"{load}, run {number}" if self._options.num_runs > 1 else str(load)
             before = await self._read_counters()
-            outcome = await self._run_once(label, load, replace(work, variant=f"-{number}" if number > 1 else ""), stop)
+            outcome = await self._run_once(
+                label, load, replace(work, variant=f"{work.variant}-run-{number}" if number > 1 else work.variant), stop
+            )
             counted = server_metrics.increase(before, await self._read_counters())
             outcomes.append(outcome)
             tokenized = tokenizing(outcome.records, counted, work.shared_prefix_tokens)

@@ -70,10 +70,13 @@ def test_an_open_loop_may_have_a_limit(bench: Bench, server: ScriptedServer) -> 
     assert (code, load["ok"], server.most_in_flight) == (0, 12, 3)
 
 
-def test_a_sweep_has_a_report_for_each_load(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_has_a_report_and_other_prompts_for_each_load(
+    bench: Bench, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, loads = bench("--lengths", "4x2", "--num-prompts", "4", "--concurrency", "1,2")
     assert code == 0
     assert [load["concurrency"] for load in loads] == [1, 2]
+    assert len({tuple(body["prompt"]) for body in server.bodies}) == 8, "the prefix cache knows none"
     assert "c=2" in capsys.readouterr().out.splitlines()[-1]
 
 
