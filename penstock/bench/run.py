@@ -88,9 +88,8 @@ class _Bench:
             number = len(runs) + 1
             label = f"{load}, run {number}" if self._options.num_runs > 1 else str(load)
             before = await self._read_counters()
-            outcome = await self._run_once(
-                label, load, replace(work, variant=f"{work.variant}-run-{number}" if number > 1 else work.variant), stop
-            )
+            this_run = replace(work, variant=f"{work.variant}-run-{number}") if number > 1 else work
+            outcome = await self._run_once(label, load, this_run, stop)
             counted = server_metrics.increase(before, await self._read_counters())
             outcomes.append(outcome)
             tokenized = tokenizing(outcome.records, counted, work.shared_prefix_tokens)

@@ -57,7 +57,7 @@ class Work:
     """The same for the definition of a tool."""
     seed: int = 0
     variant: str = ""
-    """Other prompts of the same lengths: of a warm-up, a repetition, or another load of a sweep. What all prompts begin with stays the same."""
+    """Other prompts of the same lengths: of a warm-up, a repetition, or another load of a sweep. The prefix stays the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,10 +40,10 @@ class ScriptedServer:
                 while await self._answer(reader, writer):
                     pass
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
             self._tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
 
     async def end_connections(self) -> None:
         """Closes what is open, and waits until it is."""
