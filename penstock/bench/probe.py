@@ -1,17 +1,19 @@
-"""What has to be known of a server before the load: its model's name, and how its tokenizer counts words."""
+"""What has to be known of a server before the load: its model's name, and how its tokenizer counts texts."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 from .http_client import HttpClient, HttpError
-from .prompts import WORDS
-from .settings import BenchError, Target
+from .prompts import WORDS, tools_text
+from .settings import BenchError, Target, Work
 
 _TIMEOUT_S = 60.0
 _FEW_WORDS, _MANY_WORDS = 16, 272
+_NUM_TOOLS = 4
 _LONGEST_COMPLAINT = 300
 
 
@@ -24,16 +26,26 @@ async def model_name(base_url: str, api_key: str | None) -> str:
         raise BenchError(f"{base_url}/models names no model: say which with --model") from None
 
 
-async def tokens_per_word(target: Target) -> float:
-    """What a word of our texts costs on average, from the usage of two short answers; 1 where the server does not say."""
-    few, many = [await _prompt_tokens(target, count) for count in (_FEW_WORDS, _MANY_WORDS)]
+async def measure_texts(target: Target, work: Work) -> Work:
+    """The work with what its texts cost on this server, from the usage of short answers; unchanged where it does not say."""
+    few, many = [await _prompt_tokens(target, _words(count)) for count in (_FEW_WORDS, _MANY_WORDS)]
     if few is None or many is None or many <= few:
-        return 1.0
-    return (many - few) / (_MANY_WORDS - _FEW_WORDS)
+        return work
+    tokens_per_word = (many - few) / (_MANY_WORDS - _FEW_WORDS)
+    work = replace(work, tokens_per_word=tokens_per_word)
+    if not work.has_tools:
+        return work
+    with_tools = await _prompt_tokens(target, f"{tools_text(_NUM_TOOLS)}\n{_words(_FEW_WORDS)}")
+    if with_tools is None or with_tools <= few:
+        return work
+    return replace(work, tokens_per_tool=(with_tools - few) / _NUM_TOOLS)
 
 
-async def _prompt_tokens(target: Target, num_words: int) -> int | None:
-    text = " ".join(WORDS[index % len(WORDS)] for index in range(num_words))
+def _words(count: int) -> str:
+    return " ".join(WORDS[index % len(WORDS)] for index in range(count))
+
+
+async def _prompt_tokens(target: Target, text: str) -> int | None:
     body = {"model": target.model, "messages": [{"role": "user", "content": text}], "max_tokens": 1, **target.extra_body}
     answer = await _ask(target.base_url, target.api_key, "POST", "/chat/completions", json.dumps(body).encode())
     usage = answer.get("usage") if isinstance(answer, dict) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cached_property
+from typing import Any
 
 from .settings import Work
 
@@ -19,6 +21,27 @@ WORDS = """
 """.split()  # noqa: SIM905
 
 
+_TOOLS_SHARE = 0.5
+"""Of a system message with tools: their definitions; the rest are words."""
+
+
+def tools_text(count: int) -> str:
+    """The definitions of so many tools, a line of JSON each, as agents have them in their system message."""
+    return "\n".join(json.dumps(_tool(number)) for number in range(count))
+
+
+def _tool(number: int) -> dict[str, Any]:
+    numbers = random.Random(f"tool-{number}")
+
+    def words(count: int, separator: str = " ") -> str:
+        return separator.join(numbers.choices(WORDS, k=count))
+
+    properties = {words(2, "_"): {"type": kind, "description": words(6)} for kind in ("string", "integer")}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)[:1]}
+    function = {"name": words(2, "_"), "description": words(12), "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
 class Prompts:
     """Makes the prompts of a work list. The same index gives the same prompt in every process."""
 
@@ -29,18 +52,22 @@ class Prompts:
 
     def token_ids(self, index: int, num_tokens: int) -> str:
         """A JSON array: the shared prefix, then `num_tokens` ids of its own."""
-        own = ",".join(self._random_ids(f"prompt-{self._work.seed}-{index}", num_tokens))
+        own = ",".join(self._random_ids(f"prompt-{self._work.seed}{self._work.variant}-{index}", num_tokens))
         return f"[{self._shared_ids}{own}]"
 
     def text(self, index: int, turn: int, num_tokens: int) -> str:
         """Words that make about `num_tokens` tokens."""
-        return self._random_words(f"words-{self._work.seed}-{index}-{turn}", num_tokens)
+        return self._random_words(f"words-{self._work.seed}{self._work.variant}-{index}-{turn}", num_tokens)
 
     @cached_property
     def system_text(self) -> str:
         """What all conversations begin with: about `shared_prefix_tokens` tokens, empty if there is none."""
         length = self._work.shared_prefix_tokens
-        return self._random_words("shared", length) if length else ""
+        if not length:
+            return ""
+        num_tools = int(_TOOLS_SHARE * length / self._work.tokens_per_tool) if self._work.has_tools else 0
+        words = self._random_words("shared", length - num_tools * self._work.tokens_per_tool)
+        return f"{tools_text(num_tools)}\n{words}" if num_tools else words
 
     @cached_property
     def _shared_ids(self) -> str:
@@ -49,5 +76,5 @@ class Prompts:
     def _random_ids(self, seed: str, count: int) -> list[str]:
         return random.Random(seed).choices(self._token_ids, k=count)
 
-    def _random_words(self, seed: str, num_tokens: int) -> str:
+    def _random_words(self, seed: str, num_tokens: float) -> str:
         return " ".join(random.Random(seed).choices(WORDS, k=max(1, round(num_tokens / self._work.tokens_per_word))))

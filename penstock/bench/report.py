@@ -105,6 +105,21 @@ def arrival_times(record: Record) -> Any:
     return record.first + numpy.concatenate(([0.0], numpy.cumsum(gaps)))
 
 
+def tokenizing(records: list[Record], counted: dict[str, int], num_shared: int) -> dict[str, int]:
+    """What the server says of how it made tokens of prompts, and about how many it made of text that it had been sent before.
+
+    The last prompt of a conversation has all of its text, and they have `num_shared` tokens in common: what was encoded
+    beyond that was encoded again.
+    """
+    if "prompt_tokens_encoded" not in counted:
+        return {}
+    longest: dict[int, int] = {}
+    for record in records:
+        longest[record.index] = max(longest.get(record.index, 0), record.num_input)
+    num_different = sum(longest.values()) - max(0, len(longest) - 1) * num_shared
+    return {**counted, "prompt_tokens_encoded_again": max(0, counted["prompt_tokens_encoded"] - num_different)}
+
+
 def _throughput(good: list[Record], seconds: float) -> dict[str, Any]:
     num_input, num_output = sum(record.num_input for record in good), sum(record.num_output for record in good)
     num_chunks = sum(record.num_chunks for record in good)

@@ -47,9 +47,17 @@ class Work:
     """Requests of a conversation: each sends all that was said before."""
     vocab_size: int
     """Prompts of token ids stay below."""
+    think_time_s: float = 0.0
+    """Mean pause of a conversation before its next turn."""
+    has_tools: bool = False
+    """The system message begins with the definitions of tools."""
     tokens_per_word: float = 1.0
     """What the server's tokenizer makes of the words that texts consist of."""
+    tokens_per_tool: float = 64.0
+    """The same for the definition of a tool."""
     seed: int = 0
+    variant: str = ""
+    """Other prompts of the same lengths: of a warm-up, a repetition, or another load of a sweep. The prefix stays the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ _COLUMNS = ("mean", "p50", "p90", "p99", "max")
 
 def describe(report: dict[str, Any]) -> str:
     """One load, in full."""
-    return "\n".join((*_outline(report), *_latency_table(report), *_turn_table(report), *_remarks(report)))
+    parts = (_outline(report), _latency_table(report), _turn_table(report), _spread_table(report), _remarks(report))
+    return "\n".join(line for part in parts for line in part)
 
 
 def describe_sweep(reports: list[dict[str, Any]]) -> str:
@@ -42,7 +43,8 @@ def load_label(report: dict[str, Any]) -> str:
 
 
 def _outline(report: dict[str, Any]) -> Iterator[str]:
-    yield f"{report['ok']:,} of {report['requests']:,} requests in {report['seconds']:.2f} s, {load_label(report)}"
+    runs = f", medians of {len(report['runs'])} runs" if "runs" in report else ""
+    yield f"{report['ok']:,} of {report['requests']:,} requests in {report['seconds']:.2f} s, {load_label(report)}{runs}"
     yield f"  output tokens/s       {report['output_tokens_per_s']:,.1f}"
     if report.get("window"):
         window = report["window"]
@@ -63,6 +65,9 @@ def _outline(report: dict[str, Any]) -> Iterator[str]:
     ):
         if report.get(name) is not None:
             yield f"  {words:<21} {report[name]:.1%} of the prompt tokens"
+    if "prompt_tokens_encoded" in report:
+        encoded, reused, again = (report.get(f"prompt_tokens_{name}", 0) for name in ("encoded", "reused", "encoded_again"))
+        yield f"  prompts tokenized     {encoded:,.0f} tokens, {reused:,.0f} reused; about {again:,.0f} were tokenized again"
     busiest = f"the busiest of {report['client_processes']} processes"
     yield f"  client CPU share      {report['client_cpu_share']:.0%} of a core in {busiest}"
 
@@ -89,6 +94,17 @@ def _turn_table(report: dict[str, Any]) -> Iterator[str]:
             f"  {turn['turn']:>4} {turn['requests']:>9} {_number(turn['input_tokens_mean'], ',.0f'):>10}"
             f" {_number(ttft.get('p50')):>10} {_number(ttft.get('p99')):>10} {_number(turn['prefix_cache_hit_rate'], '.1%'):>8}"
         )
+
+
+def _spread_table(report: dict[str, Any]) -> Iterator[str]:
+    if "spread" not in report:
+        return
+    yield ""
+    yield f"  {'of the runs':<34}{'lowest':>12}{'median':>12}{'highest':>12}{'spread':>9}"
+    for name, found in report["spread"].items():
+        width = (found["highest"] - found["lowest"]) / found["median"] if found["median"] else 0.0
+        row = "".join(f"{found[column]:>12,.2f}" for column in ("lowest", "median", "highest"))
+        yield f"  {name:<34}{row}{width:>9.1%}"
 
 
 def _remarks(report: dict[str, Any]) -> Iterator[str]:

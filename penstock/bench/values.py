@@ -35,6 +35,25 @@ def temperature(text: str) -> float:
     return value
 
 
+def number(text: str) -> float:
+    value = _float(text)
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def whole_number(text: str) -> int:
+    return flag_values.integer(-flag_values.LARGEST, flag_values.LARGEST, text)
+
+
+def count_or_none(text: str) -> int:
+    return flag_values.integer(0, flag_values.MOST_REQUESTS, text)
+
+
+def run_count(text: str) -> int:
+    return flag_values.integer(1, 1000, text)
+
+
 def _float(text: str) -> float:
     try:
         return float(text)

@@ -11,6 +11,8 @@ import random
 import tempfile
 from typing import IO
 
+from .settings import Work
+
 _NUMBER_BYTES = 4
 
 
@@ -36,3 +38,10 @@ def arrival_times_s(count: int, rate: float, seed: int) -> list[float]:
         now_s += numbers.expovariate(rate)
         times.append(now_s)
     return times
+
+
+def think_time_s(work: Work, index: int, turn: int) -> float:
+    """The pause of a conversation before a turn, exponentially distributed; 0 where there is none."""
+    if not work.think_time_s:
+        return 0.0
+    return random.Random(f"think-{work.seed}{work.variant}-{index}-{turn}").expovariate(1 / work.think_time_s)

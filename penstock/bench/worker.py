@@ -122,6 +122,8 @@ class Worker:
         if self._prompts.system_text:
             messages.append({"role": "system", "content": self._prompts.system_text})
         for turn in range(work.turns):
+            if turn:
+                await asyncio.sleep(work_list.think_time_s(work, index, turn))
             num_input, num_output = self._lengths[index * work.turns + turn]
             messages.append({"role": "user", "content": self._prompts.text(index, turn, num_input)})
             record = self._record(index, turn, num_output)

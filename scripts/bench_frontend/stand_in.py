@@ -19,9 +19,9 @@ import zmq
 
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.ipc import messages
-from penstock.ipc.codec import decode
-from penstock.ipc.messages import HEARTBEAT_INTERVAL_S, PROTOCOL_VERSION, EngineHeartbeat, Outputs, Ready, Submit
-from penstock.ipc.sockets import EngineSocket, GonePeer
+from penstock.ipc.messages import Outputs, Submit
+
+from .link import Link, facts
 
 SENTENCE = 'The quick brown fox says "no" to a lazy dog, then walks home and writes a short letter about it.\n'
 ALL_BEGUN = 255
@@ -35,22 +35,15 @@ class StandIn:
 
     def __init__(self, socket_dir: Path, model_dir: Path, acks: int, num_groups: int, rate: float) -> None:
         """`acks`: what the sink writes to. `rate`: steps per second, 0 for as many as arrive."""
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._data = EngineSocket(context, socket_dir, "data")
-        self._control = EngineSocket(context, socket_dir, "control")
-        self._acks = acks
-        self._poller = zmq.Poller()
-        for source in (self._data.socket, self._control.socket, acks):
-            self._poller.register(source, zmq.POLLIN)
-        self._model_dir = model_dir
         self._tokenizer = Tokenizer.from_dir(model_dir)
+        self._link = Link(socket_dir, facts(model_dir, self._tokenizer, max_model_len=2 * MAX_TOKENS, num_blocks=1), tuple)
+        self._acks = acks
+        self._link.poller.register(acks, zmq.POLLIN)
         self._sentence = self._tokenizer.encode(SENTENCE, add_special_tokens=False)
-        self._boot_id = os.urandom(8)
         self._step_s = 1 / rate if rate else 0.0
         self._identity = b""
         self._members: list[array[int]] = [array("i") for _ in range(num_groups)]
         self._num_tokens = [1] * num_groups
-        self._next_heartbeat_s = 0.0
 
     def run(self, warmup_s: float, seconds: float) -> dict[str, object]:
         """One run; the figures of its timed part, and what every stream of a group must have read."""
@@ -104,37 +97,23 @@ class StandIn:
 
     def _serve(self, timeout_ms: int) -> bytes:
         """Looks at all sources once; the sink's bytes. Raises EOFError when the sink has ended."""
-        ready = dict(self._poller.poll(timeout_ms))
-        for socket in (self._control, self._data):
-            if socket.socket in ready:
-                while (received := socket.receive_bytes()) is not None:
-                    self._take(received[0], decode(received[1]))
-        if self._identity and time.monotonic() >= self._next_heartbeat_s:
-            self._next_heartbeat_s = time.monotonic() + HEARTBEAT_INTERVAL_S
-            self._beat()
-        if self._acks not in ready:
+        received, readable = self._link.receive(timeout_ms)
+        for identity, message in received:
+            if isinstance(message, Submit):
+                self._take(identity, message)
+        if self._acks not in readable:
             return b""
         data = os.read(self._acks, 4096)
         if not data:
             raise EOFError
         return data
 
-    def _take(self, identity: bytes, message: messages.ToEngine | messages.ToFrontend) -> None:
-        if isinstance(message, messages.Hello):
-            self._identity = identity
-            self._data.send(identity, self._ready())
-        elif isinstance(message, Submit):
-            self._members[message.priority].append(message.request_id)
-            first = array("i", [message.request_id])
-            detail = messages.Detail(request_id=message.request_id, num_cached_tokens=0)
-            self._data.send(identity, self._outputs(first, 0, self._said(0, 1), 0, detail))
-
-    def _beat(self) -> None:
-        beat = EngineHeartbeat(engine_boot_id=self._boot_id, step_age_s=0.0, num_running=0, num_waiting=0, kv_usage=0.0)
-        try:
-            self._control.send(self._identity, beat)
-        except GonePeer:
-            return  # the control pair connects a moment after the data pair
+    def _take(self, identity: bytes, submit: Submit) -> None:
+        self._identity = identity
+        self._members[submit.priority].append(submit.request_id)
+        first = array("i", [submit.request_id])
+        detail = messages.Detail(request_id=submit.request_id, num_cached_tokens=0)
+        self._link.send(identity, self._outputs(first, 0, self._said(0, 1), 0, detail))
 
     def _send_tokens(self, group: int) -> None:
         position = self._num_tokens[group]
@@ -142,14 +121,14 @@ class StandIn:
         self._num_tokens[group] += 1
 
     def _send(self, group: int, token_ids: list[int], finish: int) -> None:
-        self._data.send(self._identity, self._outputs(self._members[group], self._num_tokens[group], token_ids, finish))
+        self._link.send(self._identity, self._outputs(self._members[group], self._num_tokens[group], token_ids, finish))
 
     def _outputs(
         self, request_ids: array[int], position: int, token_ids: list[int], finish: int, *details: messages.Detail
     ) -> Outputs:
         num = len(request_ids)
         return Outputs(
-            engine_boot_id=self._boot_id,
+            engine_boot_id=self._link.boot_id,
             request_ids=request_ids.tobytes(),
             positions=array("i", [position]).tobytes() * num,
             counts=array("i", [len(token_ids)]).tobytes() * num,
@@ -163,24 +142,6 @@ class StandIn:
 
     def _num_sent(self) -> int:
         return sum(len(members) * count for members, count in zip(self._members, self._num_tokens, strict=True))
-
-    def _ready(self) -> Ready:
-        return Ready(
-            protocol_version=PROTOCOL_VERSION,
-            engine_boot_id=self._boot_id,
-            model_dir=str(self._model_dir),
-            served_model_names=("stand-in",),
-            max_model_len=2 * MAX_TOKENS,
-            vocab_size=self._tokenizer.vocab_size,
-            eos_token_ids=(),
-            generation_defaults={},
-            block_size=16,
-            num_blocks=1,
-            max_num_seqs=4096,
-            dtype="none",
-            device="cpu",
-            created_s=int(time.time()),
-        )
 
 
 def text_digest(text: str) -> str:

@@ -25,6 +25,8 @@ class ScriptedServer:
     num_connections: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
+    metrics: str = ""
+    """What /metrics says; nothing: there is none."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,10 +40,10 @@ class ScriptedServer:
                 while await self._answer(reader, writer):
                     pass
         finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
             self._tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
 
     async def end_connections(self) -> None:
         """Closes what is open, and waits until it is."""
@@ -55,6 +57,9 @@ class ScriptedServer:
         self.headers.append(head)
         length = next(int(line.split(":")[1]) for line in head.splitlines() if line.lower().startswith("content-length"))
         body = await reader.readexactly(length)
+        if head.startswith("GET /metrics "):
+            _send(writer, 200, self.metrics) if self.metrics else _send(writer, 404, "{}")
+            return True
         if head.startswith("GET"):
             _send(writer, 200, json.dumps({"data": [{"id": "fine"}]}))
             return True

@@ -38,6 +38,12 @@ def test_agents_are_conversations_over_chat() -> None:
     assert (work.turns, work.shared_prefix_tokens) == (3, 64)
 
 
+def test_sampling_fields_are_sent_where_given_and_the_extra_body_has_the_last_word() -> None:
+    assert options().target.extra_body == {}
+    given = options("--top-k", "20", "--min-p", "0.1", "--extra-body", '{"min_p": 0.2}')
+    assert given.target.extra_body == {"top_k": 20, "min_p": 0.2}
+
+
 def test_limits_keys_and_files() -> None:
     given = parse(["--goodput", "ttft:200", "tpot:20", "--json", "a.json", "--plot", "a.png"], {"OPENAI_API_KEY": "secret"})
     assert given.slo == Slo(ttft_ms=200, tpot_ms=20)
@@ -59,6 +65,10 @@ def test_limits_keys_and_files() -> None:
         (["--extra-body", '{"top_p": NaN}'], "is not a JSON object"),
         (["--turns", "3", "--endpoint", "completions"], "need --endpoint chat"),
         (["--endpoint", "chat", "--vocab-size", "1000"], "for --endpoint completions"),
+        (["--think-time", "1"], "it needs --turns"),
+        (["--repeat", "0"], "0 is not between 1 and 1000"),
+        (["--warmup", "-1"], "-1 is not between 0"),
+        (["--top-p", "nan"], "is not a finite number"),
     ],
 )
 def test_what_is_not_understood_is_said_in_one_line(

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from penstock.bench import work_list
+from penstock.bench.server_metrics import COUNTERS
+from penstock.bench.settings import Work
 from penstock.cli import run
 from tests.penstock.bench.scripted_server import CACHED_TOKENS, ScriptedServer, scripted_server_in_thread
 from tests.servers import free_port
@@ -21,6 +24,7 @@ from tests.toy_model import make_toy_model
 
 PENSTOCK = (sys.executable, "-m", "penstock")
 PATIENCE_S = 60.0
+ENCODED = "{}{{{}}}".format(*COUNTERS["prompt_tokens_encoded"])
 Bench = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
@@ -68,10 +72,13 @@ def test_an_open_loop_may_have_a_limit(bench: Bench, server: ScriptedServer) -> 
     assert (code, load["ok"], server.most_in_flight) == (0, 12, 3)
 
 
-def test_a_sweep_has_a_report_for_each_load(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_has_a_report_and_other_prompts_for_each_load(
+    bench: Bench, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, loads = bench("--lengths", "4x2", "--num-prompts", "4", "--concurrency", "1,2")
     assert code == 0
     assert [load["concurrency"] for load in loads] == [1, 2]
+    assert len({tuple(body["prompt"]) for body in server.bodies}) == 8, "the prefix cache knows none"
     assert "c=2" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -97,6 +104,49 @@ def test_conversations_send_the_servers_own_answers_back(bench: Bench, server: S
         assert messages[:4] in streamed
     later = [turn["input_tokens_mean"] for turn in load["by_turn"][1:]]
     assert load["prefix_cache_hit_rate_later_turns"] == pytest.approx(2 * CACHED_TOKENS / sum(later))
+
+
+def test_agents_think_between_turns_and_have_tools_in_their_system_message(bench: Bench, server: ScriptedServer) -> None:
+    agents = ["--lengths", "agents", "--turns", "2", "--concurrency", "2"]
+    code, (load,) = bench(*agents, "--think-time", "0.3", "--top-k", "3", "--top-p", "0.5")
+    assert (code, load["ok"], load["work"]["think_time_s"]) == (0, 4, 0.3)
+    streamed = [body for body in server.bodies if body.get("stream")]
+    assert all((body["top_k"], body["top_p"]) == (3, 0.5) for body in streamed)
+    system = {body["messages"][0]["content"] for body in streamed}
+    assert len(system) == 1, "all conversations have the same"
+    (text,) = system
+    tools = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert tools
+    assert all(tool["function"]["parameters"]["type"] == "object" for tool in tools)
+    assert 2 * len(text.split()) == pytest.approx(2048, abs=2)
+    work = Work(lengths="agents", num_prompts=2, vocab_size=1, think_time_s=0.3)
+    pauses_s = [work_list.think_time_s(work, index, 1) for index in range(2)]
+    assert 0 < min(pauses_s) < max(pauses_s) < load["seconds"]
+
+
+def test_a_warm_up_is_not_counted_and_runs_are_repeated_with_other_prompts(
+    bench: Bench, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = ["--lengths", "8x3", "--num-prompts", "6", "--concurrency", "2"]
+    code, (report,) = bench(*load, "--warmup", "4", "--repeat", "3")
+    assert (code, report["requests"], report["ok"]) == (0, 18, 18)
+    assert len(server.bodies) == 4 + 3 * 6
+    assert len({tuple(body["prompt"]) for body in server.bodies}) == len(server.bodies)
+    speeds = sorted(run["output_tokens_per_s"] for run in report["runs"])
+    assert report["spread"]["output_tokens_per_s"] == dict(zip(("lowest", "median", "highest"), speeds, strict=True))
+    assert report["output_tokens_per_s"] == speeds[1]
+    said = capsys.readouterr().out
+    assert "medians of 3 runs" in said
+    assert "output_tokens_per_s" in said
+
+
+def test_what_the_server_counts_is_read_before_and_after(
+    bench: Bench, server: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.bench.server_metrics._SETTLING_S", 0.0)
+    server.metrics = f"# TYPE x counter\n{ENCODED} 5\n"
+    assert bench("--lengths", "4x2", "--num-prompts", "4")[1][0]["prompt_tokens_encoded"] == 0
+    assert "prompts tokenized     0 tokens, 0 reused; about 0 were tokenized again" in capsys.readouterr().out
 
 
 def test_no_server_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
