@@ -143,7 +143,7 @@ class Bench:
 def environment() -> dict[str, Any]:
     """What figures depend on beside the code."""
     import torch
-    import triton
+    import triton  # type: ignore[import-untyped, unused-ignore]
 
     [cpu, *_] = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] or ["?"]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
