@@ -110,7 +110,7 @@ class PoolEngine:
                 self._link.frontends.discard(identity)
                 self._drop(lambda one, who=identity: one.identity == who, tell=False)
             elif isinstance(message, Heartbeat):
-                self._metrics.set_http_responses(identity, message.http_responses)
+                self._metrics.set_frontend_totals(identity, message.http_responses, message.prompt_tokens)
 
     def _take(self, identity: bytes, submit: Submit) -> None:
         token_ids = array("i", submit.token_ids)
