@@ -65,6 +65,7 @@ class EngineServer:
         self._collector = Collector(clock())
         self._was_idle = True
         self._is_stopping = False
+        self._is_closed = False
         self._drain_until_s: float | None = None
 
     def serve(self) -> None:
@@ -82,7 +83,8 @@ class EngineServer:
     def stop(self) -> None:
         """Asks `serve` to drain and return. May be called from a signal handler or another thread."""
         self._is_stopping = True
-        os.write(self._wake_writer, b"!")
+        if not self._is_closed:
+            os.write(self._wake_writer, b"!")
 
     def _receive(self) -> None:
         if not self._core.has_work:
@@ -249,6 +251,7 @@ class EngineServer:
             self._reply(self._core.step())
 
     def _close(self) -> None:
+        self._is_closed = True
         self._data.close(LINGER_MS)
         self._control.close()
         self._context.term()

@@ -265,6 +265,7 @@ def test_a_stop_lets_running_requests_finish_and_refuses_new_ones(slow: Served, 
     assert patient.answers[1].token_ids == expected_tokens([1], 60, TOY)
     assert patient.rejected[2].reason == RejectReason.DRAINING
     slow.stop()
+    slow.server.stop()  # a signal that comes when all is done
 
 
 def test_a_stop_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, slow: Served, patient: RawFrontend) -> None:
